@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The relying party side: what evidence and policy are, how they are checked, how to talk to an attested isolate."""

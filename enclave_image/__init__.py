@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Build the enclave image; hold what runs inside it (`runtime`)."""

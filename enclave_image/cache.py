@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: MIT
+"""Built things, by the hash of all that they were made of; complete or absent, never half-made."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import cache_dir
+from .errors import BuildFailed, NoSpace
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """A build under way: `product` becomes the entry, `scratch` is thrown away."""
+
+    product: Path
+    scratch: Path
+
+
+class Cache:
+    """Entries are directories `KIND/KEY`; one process at a time makes an entry, others wait for it."""
+
+    def __init__(self, base: Path | None = None) -> None:
+        self.base = (base or cache_dir()) / "built"
+
+    def find(self, kind: str, key: str) -> Path | None:
+        """Return an entry, None if there is none."""
+        path = self.base / kind / key[:32]
+        return path if path.is_dir() else None
+
+    def log(self, kind: str, key: str) -> Path:
+        """Return an empty file for the log of a build; it outlives a build that fails."""
+        path = self.base.parent / "logs" / f"{kind}-{key[:32]}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+        return path
+
+    def demand(self, kind: str, key: str) -> Path:
+        """Return an entry that must be there."""
+        found = self.find(kind, key)
+        if found is None:
+            raise BuildFailed(f"the cache has lost {kind}/{key[:32]} while it was in use")
+        return found
+
+    @contextlib.contextmanager
+    def make(self, kind: str, key: str) -> Iterator[Making]:
+        """Make an entry in the body; it appears whole when the body ends, and not at all if it raises.
+
+        If another process made the same entry meanwhile, theirs stays: same key, same bytes.
+        """
+        directory = self.base / kind
+        directory.mkdir(parents=True, exist_ok=True)
+        target = directory / key[:32]
+        scratch = Path(tempfile.mkdtemp(prefix=f".making-{key[:8]}-", dir=directory))
+        product = scratch / "product"
+        product.mkdir()
+        try:
+            with lock_file(directory / f".{key[:32]}.lock"):
+                yield Making(product, scratch)
+                if not target.is_dir():
+                    _sync_tree(product)
+                    product.rename(target)
+        finally:
+            remove_tree(scratch)
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory whatever its modes are."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock: two builds of the same thing by two shells take turns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def demand_space(where: Path, needed: int) -> None:
+    """Raise NoSpace unless `needed` bytes are free on the file system of `where`."""
+    where.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(where).free
+    if free < needed:
+        raise NoSpace(
+            f"too little room in {where}", expected=f"{needed / 1e9:.1f} GB free", actual=f"{free / 1e9:.1f} GB",
+            hint="free some, or set XDG_CACHE_HOME to another disk",
+        )  # fmt: skip

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""The verbs of `veracruz image`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import time
+from pathlib import Path
+from typing import Any
+
+from attestation.console import Commands, emit, new_group, new_parser, say
+from attestation.measurements import Measurements, dump_measurements
+
+from .config import DEFAULT_DIR, load_config
+from .eif import MAX_EIF, Eif, read_eif
+from .errors import MalformedEif
+from .files import write_whole
+from .lock import format_lock, load_lock
+from .recipe import build_image
+from .resolve import describe_change, resolve
+
+
+def add_verbs(commands: Commands) -> None:
+    """Add `image build|describe|lock`."""
+    group = new_group(commands, "image", summary="build an enclave image and look inside one")
+
+    build = new_parser(group, "build", summary="build the image that a lock describes", run=build_verb)
+    build.add_argument("--out", type=Path, required=True, metavar="FILE.eif", help="where to write the image")
+    build.add_argument("--measurements", type=Path, metavar="FILE", help="also write its PCRs there, as JSON")
+    build.add_argument("--config", type=Path, default=DEFAULT_DIR, metavar="DIR", help="holds image.toml and the rest")
+    build.add_argument("--lock", type=Path, metavar="FILE", help="instead of enclave.lock beside image.toml")
+    build.add_argument("--offline", action="store_true", help="fetch nothing; fail if the cache lacks an input")
+
+    describe = new_parser(group, "describe", summary="print an image's sections and measurements", run=describe_verb)
+    describe.add_argument("image", type=Path, metavar="FILE.eif")
+
+    lock = new_parser(group, "lock", summary="resolve the inputs that image.toml names to exact hashes", run=lock_verb)
+    lock.add_argument("--config", type=Path, default=DEFAULT_DIR, metavar="DIR", help="holds image.toml and the rest")
+    lock.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: enclave.lock beside it)")
+
+
+def _text(measurements: Measurements) -> str:
+    table = dump_measurements(measurements)["Measurements"]
+    return "\n".join(f"{name}  {table[name]}" for name in ("PCR0", "PCR1", "PCR2"))
+
+
+def build_verb(args: argparse.Namespace) -> int:
+    """Build an image; print its measurements."""
+    start = time.monotonic()
+    config = load_config(args.config)
+    lock = load_lock(args.lock or args.config / "enclave.lock")
+    built = build_image(config, lock, out=args.out, offline=args.offline)
+    table = dump_measurements(built.measurements)
+    if args.measurements is not None:
+        write_whole(args.measurements, (json.dumps(table, indent=2) + "\n").encode())
+    seconds = time.monotonic() - start
+    verb = "built" if built.changed else "unchanged"
+    say(f"{verb} {args.out}: {built.size / 2**20:.1f} MiB, sha256 {built.sha256}, {seconds:.1f} s")
+    emit(
+        args,
+        {"image": str(args.out), "size": built.size, "sha256": built.sha256, "changed": built.changed, **table},
+        _text(built.measurements),
+    )
+    return 0
+
+
+def open_image(path: Path) -> Eif:
+    """Read an EIF file through a map of its pages; raise MalformedEif naming the file."""
+    try:
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            if not 0 < size <= MAX_EIF:
+                raise MalformedEif("the file's size is not an EIF's", expected=f"1 to {MAX_EIF} bytes", actual=size)
+            return read_eif(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
+    except MalformedEif as error:
+        raise MalformedEif(
+            f"{path}: {error.what}", expected=error.expected, actual=error.actual,
+            hint="veracruz image build --out FILE.eif makes one",
+        ) from error  # fmt: skip
+
+
+def describe_verb(args: argparse.Namespace) -> int:
+    """Print what an EIF holds."""
+    image = open_image(args.image)
+    sections: list[dict[str, Any]] = [
+        {"type": section.type.name.lower(), "offset": section.offset, "size": len(section.data)}
+        for section in image.sections
+    ]
+    data = {
+        "EifVersion": image.version,
+        "size": image.size,
+        "command_line": image.cmdline.decode("ascii", "backslashreplace"),
+        "sections": sections,
+        "signed": image.signature is not None,
+        **dump_measurements(image.measurements),
+    }
+    rows = [f"{row['type']:<9} {row['size']:>10} bytes at {row['offset']}" for row in sections]
+    emit(args, data, "\n".join([*rows, f"cmdline   {data['command_line']}", _text(image.measurements)]))
+    return 0
+
+
+def lock_verb(args: argparse.Namespace) -> int:
+    """Resolve the lock anew; print what changed; write it."""
+    config = load_config(args.config)
+    out = args.out or args.config / "enclave.lock"
+    old = load_lock(out) if out.exists() else None
+    new = resolve(config)
+    changes = describe_change(old, new)
+    if changes:
+        write_whole(out, format_lock(new))
+    emit(args, {"lock": str(out), "changes": changes}, "\n".join(changes) or "nothing changed")
+    return 0

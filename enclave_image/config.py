@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""`image.toml`: what goes into an image, by name; and where the machine's mirrors and cache are."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from .errors import InputUnavailable, MalformedConfig
+from .lock import Archive
+
+SCHEMA = "veracruz.image/1"
+DEFAULT_DIR = Path(__file__).parent / "default"
+MAX_CONFIG = 256 * 1024  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """What `image.toml` says."""
+
+    name: str
+    suite: str  # of Debian
+    command_line: str
+    zstd_level: int
+    source_date_epoch: int  # seconds; the one time that appears in a product
+    kernel_source: str  # a package's name
+    toolchain: tuple[str, ...]
+    root: tuple[str, ...]
+    wheels: tuple[str, ...]  # name==version
+    debian_mirrors: tuple[str, ...]
+    security_mirrors: tuple[str, ...]
+    fragment: bytes  # the kernel's configuration
+    directory: Path
+
+
+_STRINGS = ("name", "suite", "command_line", "kernel_source")
+_LISTS = ("toolchain", "root", "wheels")
+
+
+def _strings(value: Any, place: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise MalformedConfig(f"image.toml: {place}", expected="a list of strings", actual=value)
+    return tuple(value)
+
+
+def load_config(directory: Path = DEFAULT_DIR) -> ImageConfig:
+    """Read `image.toml` and the kernel fragment beside it; raise MalformedConfig naming the place."""
+    path = directory / "image.toml"
+    try:
+        raw = path.read_bytes()[: MAX_CONFIG + 1]
+        fragment = (directory / "kernel.fragment").read_bytes()
+    except OSError as error:
+        raise MalformedConfig(f"{error.filename}: {error.strerror}") from error
+    try:
+        table = tomllib.loads(raw.decode())
+    except ValueError as error:
+        raise MalformedConfig(f"{path} is no TOML", actual=error) from error
+    if table.pop("schema", None) != SCHEMA:
+        raise MalformedConfig(f"{path}: schema", expected=SCHEMA)
+    mirrors = table.pop("mirrors", {})
+    try:
+        texts = {name: table.pop(name) for name in _STRINGS}
+        lists = {name: _strings(table.pop(name), name) for name in _LISTS}
+        level, epoch = table.pop("zstd_level"), table.pop("source_date_epoch")
+    except KeyError as error:
+        raise MalformedConfig(f"{path}: {error.args[0]} is missing") from error
+    if table:
+        raise MalformedConfig(f"{path}: unknown keys", actual=sorted(table))
+    for name, text in texts.items():
+        if not isinstance(text, str) or not text or not text.isascii() or not text.isprintable():
+            raise MalformedConfig(f"{path}: {name}", expected="one line of text", actual=text)
+    if not all(type(number) is int for number in (level, epoch)) or not 1 <= level <= 19 or not 0 < epoch < 1 << 32:
+        raise MalformedConfig(
+            f"{path}: zstd_level or source_date_epoch", expected="1..19, seconds", actual=(level, epoch)
+        )
+    return ImageConfig(
+        name=texts["name"], suite=texts["suite"], command_line=texts["command_line"],
+        kernel_source=texts["kernel_source"], toolchain=lists["toolchain"], root=lists["root"], wheels=lists["wheels"],
+        zstd_level=level, source_date_epoch=epoch, fragment=fragment, directory=directory,
+        debian_mirrors=_strings(mirrors.get("debian", []), "mirrors.debian"),
+        security_mirrors=_strings(mirrors.get("debian-security", []), "mirrors.debian-security"),
+    )  # fmt: skip
+
+
+def cache_dir() -> Path:
+    """Return where downloaded and built things live (XDG_CACHE_HOME)."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "veracruz"
+
+
+def _apt_sources() -> list[str]:
+    """Return the addresses of this machine's own Debian sources, as apt knows them."""
+    try:
+        done = subprocess.run(
+            ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(REPO_URI)"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [line.split("|", 1) for line in done.stdout.splitlines() if "|" in line]
+    return [uri for origin, uri in rows if origin in ("Debian", "") and re.match(r"https?://", uri)]
+
+
+def find_mirrors(config: ImageConfig) -> dict[Archive, tuple[str, ...]]:
+    """Return the mirrors to ask, in order: the environment's, `image.toml`'s, the machine's own.
+
+    VERACRUZ_DEBIAN_MIRROR and VERACRUZ_SECURITY_MIRROR name a tree's root (above dists/ and pool/). A tree of the
+    security archive is told by its path, as Debian's own sources name it.
+    """
+    own = list(dict.fromkeys(uri.rstrip("/") for uri in _apt_sources()))
+    security = [uri for uri in own if "security" in urlsplit(uri).path or "security" in (urlsplit(uri).hostname or "")]
+    plain = [uri for uri in own if uri not in security]
+    named = {
+        Archive.DEBIAN: [os.environ.get("VERACRUZ_DEBIAN_MIRROR", ""), *config.debian_mirrors, *plain],
+        Archive.SECURITY: [os.environ.get("VERACRUZ_SECURITY_MIRROR", ""), *config.security_mirrors, *security],
+    }
+    return {archive: tuple(dict.fromkeys(uri.rstrip("/") for uri in uris if uri)) for archive, uris in named.items()}
+
+
+def demand_mirror(mirrors: dict[Archive, tuple[str, ...]], archive: Archive) -> tuple[str, ...]:
+    """Return an archive's mirrors; raise InputUnavailable with the way to name one."""
+    found = mirrors[archive]
+    if not found:
+        variable = "VERACRUZ_DEBIAN_MIRROR" if archive is Archive.DEBIAN else "VERACRUZ_SECURITY_MIRROR"
+        raise InputUnavailable(
+            f"no mirror of {archive} is known: apt names none here",
+            hint=f"name one: {variable}=URL, or [mirrors] in image.toml",
+        )
+    return found

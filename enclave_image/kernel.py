@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""Compile the kernel and /init from locked source, inside the locked toolchain alone."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import re
+import shutil
+import tarfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from attestation.console import say
+
+from .cache import Cache
+from .debian import open_data, write_tree
+from .errors import BuildFailed
+from .toolchain import COMPILER, PREFIX, check_log, make_sysroot, sandboxed
+
+RECIPE = "kernel/1"  # part of the cache's key: change it when the steps below change their product
+INIT_SOURCE = Path(__file__).parent / "runtime" / "init.c"
+
+MAKE = [
+    "make", "-C", "/src", "O=/build", "ARCH=x86", f"CROSS_COMPILE={PREFIX}", f"CC={COMPILER}", f"HOSTCC={COMPILER}",
+    f"HOSTLD={PREFIX}ld", f"HOSTAR={PREFIX}ar", "AWK=mawk", "CONFIG_SHELL=/bin/sh",
+]  # fmt: skip
+
+
+def build_environment(epoch: int) -> dict[str, str]:
+    """Return the variables that keep time, user and machine out of the product.
+
+    The timestamp must be one that `date -d` parses: usr/gen_initramfs.sh falls back silently to the current time.
+    """
+    stamp = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return {
+        "KBUILD_BUILD_TIMESTAMP": stamp, "KBUILD_BUILD_USER": "eif", "KBUILD_BUILD_HOST": "eif",
+        "KBUILD_BUILD_VERSION": "1", "SOURCE_DATE_EPOCH": str(epoch),
+    }  # fmt: skip
+
+
+def check_config(fragment: bytes, config: str) -> None:
+    """Raise BuildFailed unless every line of the fragment took effect in the finished .config."""
+    have = dict(re.findall(r"^(CONFIG_\w+)=(.*)$", config, re.MULTILINE))
+    for line in fragment.decode().splitlines():
+        match = re.fullmatch(r"(CONFIG_\w+)=(.*)", line.strip())
+        if match is None:
+            continue
+        name, wanted = match.groups()
+        actual = have.get(name, "n")
+        if actual != wanted:
+            raise BuildFailed(f"kernel.fragment: {name} did not take effect", expected=wanted, actual=actual)
+
+
+def unpack_source(package: Path, target: Path) -> None:
+    """Unpack the kernel's source out of its Debian package into `target`, without its top directory."""
+    with open_data(package) as tar:
+        for member in tar:
+            if member.isreg() and re.search(r"/linux-source-[0-9.]+\.tar\.xz$", member.name):
+                stream = tar.extractfile(member)
+                assert stream is not None
+                with tarfile.open(fileobj=lzma.open(stream), mode="r|") as inner:
+                    write_tree(_without_top(inner), target, keep=lambda name: True, origin=member.name)
+                return
+    raise BuildFailed(f"{package.name} holds no kernel source")
+
+
+def _without_top(tar: tarfile.TarFile) -> tarfile.TarFile:
+    original = tar.next
+
+    def next_member() -> tarfile.TarInfo | None:
+        member = original()
+        if member is not None:
+            member.name = member.name.partition("/")[2]
+            if member.islnk():
+                member.linkname = member.linkname.partition("/")[2]
+        return member
+
+    tar.next = next_member  # type: ignore[method-assign]
+    return tar
+
+
+def kernel_key(*, source: str, toolchain: Sequence[str], fragment: bytes, epoch: int) -> str:
+    """Return the hash of all that the kernel is made of: inputs' SHA-256, configuration, recipe."""
+    parts = [RECIPE, source, *sorted(toolchain), hashlib.sha256(fragment).hexdigest(), str(epoch), *MAKE]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def build_kernel(
+    cache: Cache, key: str, *, source: Path, toolchain: Sequence[Path], fragment: bytes, epoch: int
+) -> Path:
+    """Return a directory with `bzImage` and `config`, compiled unless the cache has it."""
+    if (found := cache.find("kernel", key)) is not None:
+        return found
+    with cache.make("kernel", key) as out:
+        root, log = out.scratch / "root", cache.log("kernel", key)
+        root.mkdir()
+        say("compiling the kernel (once; about five minutes on two cores)")
+        make_sysroot(root, toolchain)
+        unpack_source(source, root / "src")
+        (root / "build/fragment").write_bytes(fragment)
+        env = build_environment(epoch)
+        sandboxed(
+            root, [*MAKE, "allnoconfig"], what="kernel configuration", log=log,
+            env={**env, "KCONFIG_ALLCONFIG": "/build/fragment"},
+        )  # fmt: skip
+        config = (root / "build/.config").read_text()
+        check_config(fragment, config)
+        start = time.monotonic()
+        sandboxed(root, [*MAKE, f"-j{os.cpu_count() or 1}", "bzImage"], what="kernel", log=log, env=env)
+        check_log(log)
+        say(f"kernel compiled in {time.monotonic() - start:.0f} s")
+        shutil.copyfile(root / "build/arch/x86/boot/bzImage", out.product / "bzImage")
+        (out.product / "config").write_text(config)
+    return cache.demand("kernel", key)
+
+
+def build_init(cache: Cache, *, toolchain: Sequence[Path], toolchain_hashes: Sequence[str], command_line: str) -> Path:
+    """Return the static /init, with the image's command line compiled in."""
+    flags = [
+        "-std=c11", "-Os", "-static", "-Wall", "-Wextra", "-Werror", "-ffile-prefix-map=/build=.",
+        "-Wl,--build-id=none", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-s",
+        f'-DCOMMAND_LINE="{command_line}"',
+    ]  # fmt: skip
+    source = INIT_SOURCE.read_bytes()
+    parts = ["init/1", *sorted(toolchain_hashes), hashlib.sha256(source).hexdigest(), *flags]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    if (found := cache.find("init", key)) is None:
+        with cache.make("init", key) as out:
+            root, log = out.scratch / "root", cache.log("init", key)
+            root.mkdir()
+            say("compiling /init")
+            make_sysroot(root, toolchain)
+            (root / "build/init.c").write_bytes(source)
+            sandboxed(root, [COMPILER, *flags, "-o", "/build/init", "/build/init.c"], what="/init", log=log)
+            check_log(log)
+            shutil.copyfile(root / "build/init", out.product / "init")
+        found = cache.demand("init", key)
+    return found / "init"

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""`enclave.lock`: every input of an image, by SHA-256 and size."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from .errors import MalformedConfig
+
+SCHEMA = "veracruz.lock/1"
+MAX_LOCK = 1024 * 1024  # bytes
+
+
+class Role(StrEnum):
+    """What an input is for."""
+
+    TOOLCHAIN = "toolchain"  # unpacked into the root in which kernel and /init are compiled
+    ROOT = "root"  # unpacked into the image
+    KERNEL = "kernel"  # the kernel's source
+
+
+class Archive(StrEnum):
+    """Where a Debian package's path is to be found: which of a mirror's trees."""
+
+    DEBIAN = "debian"
+    SECURITY = "debian-security"
+
+
+@dataclass(frozen=True, slots=True)
+class LockedPackage:
+    """One Debian package."""
+
+    name: str
+    version: str
+    roles: frozenset[Role]
+    archive: Archive
+    path: str  # below the archive's root
+    size: int  # bytes
+    sha256: str  # hex
+
+    @property
+    def filename(self) -> str:
+        """The name under which the cache shows it."""
+        return self.path.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class LockedWheel:
+    """One Python wheel; all wheels go into the image."""
+
+    name: str
+    version: str
+    filename: str
+    size: int  # bytes
+    sha256: str  # hex
+
+
+LockedInput = LockedPackage | LockedWheel
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """All inputs of an image."""
+
+    packages: tuple[LockedPackage, ...]
+    wheels: tuple[LockedWheel, ...]
+
+    @property
+    def inputs(self) -> tuple[LockedInput, ...]:
+        """All of them: packages, then wheels."""
+        return (*self.packages, *self.wheels)
+
+    def packages_for(self, role: Role) -> tuple[LockedPackage, ...]:
+        """Return the packages with a role, sorted by name."""
+        return tuple(package for package in self.packages if role in package.roles)
+
+
+def _hex(value: Any, place: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise MalformedConfig(f"enclave.lock: {place}", expected="64 hex digits", actual=value)
+    return value
+
+
+def _size(value: Any, place: str) -> int:
+    if type(value) is not int or not 0 < value < 1 << 32:
+        raise MalformedConfig(f"enclave.lock: {place}", expected="a size in bytes", actual=value)
+    return value
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+.:~_/%-]*", value) or ".." in value:
+        raise MalformedConfig(f"enclave.lock: {place}", expected="a plain name", actual=value)
+    return value
+
+
+def _rows(table: dict[str, Any], name: str, keys: set[str]) -> Iterable[tuple[str, dict[str, Any]]]:
+    rows = table.pop(name, None)
+    if not isinstance(rows, list) or not rows:
+        raise MalformedConfig(f"enclave.lock: no [[{name}]]")
+    for index, row in enumerate(rows):
+        place = f"{name}[{index}]"
+        if not isinstance(row, dict) or set(row) != keys:
+            raise MalformedConfig(f"enclave.lock: {place}", expected=", ".join(sorted(keys)), actual=sorted(row))
+        yield place, row
+
+
+def parse_lock(raw: bytes) -> Lock:
+    """Parse a lock; raise MalformedConfig naming the place."""
+    if len(raw) > MAX_LOCK:
+        raise MalformedConfig("enclave.lock is too long", expected=f"at most {MAX_LOCK} bytes", actual=len(raw))
+    try:
+        table = tomllib.loads(raw.decode())
+    except ValueError as error:
+        raise MalformedConfig("enclave.lock is no TOML", actual=error) from error
+    if table.pop("schema", None) != SCHEMA:
+        raise MalformedConfig("enclave.lock: schema", expected=SCHEMA)
+    packages, wheels = [], []
+    for place, row in _rows(table, "package", {"name", "version", "roles", "archive", "path", "size", "sha256"}):
+        try:
+            roles = frozenset(Role(role) for role in row["roles"])
+            archive = Archive(row["archive"])
+        except (ValueError, TypeError) as error:
+            raise MalformedConfig(f"enclave.lock: {place}", actual=error) from error
+        name, version, path = (_text(row[key], f"{place}.{key}") for key in ("name", "version", "path"))
+        size, sha256 = _size(row["size"], f"{place}.size"), _hex(row["sha256"], f"{place}.sha256")
+        packages.append(LockedPackage(name, version, roles, archive, path, size, sha256))
+    for place, row in _rows(table, "wheel", {"name", "version", "filename", "size", "sha256"}):
+        name, version, filename = (_text(row[key], f"{place}.{key}") for key in ("name", "version", "filename"))
+        if "/" in filename:
+            raise MalformedConfig(f"enclave.lock: {place}.filename", expected="a file's name", actual=filename)
+        size, sha256 = _size(row["size"], f"{place}.size"), _hex(row["sha256"], f"{place}.sha256")
+        wheels.append(LockedWheel(name, version, filename, size, sha256))
+    if table:
+        raise MalformedConfig("enclave.lock: unknown keys", actual=sorted(table))
+    lock = Lock(tuple(sorted(packages, key=lambda p: p.name)), tuple(sorted(wheels, key=lambda w: w.name)))
+    names = [entry.name for entry in lock.inputs]
+    if len(set(names)) != len(names):
+        raise MalformedConfig(
+            "enclave.lock names an input twice", actual=sorted({n for n in names if names.count(n) > 1})
+        )
+    return lock
+
+
+def load_lock(path: Path) -> Lock:
+    """Read and parse a lock file."""
+    try:
+        with path.open("rb") as stream:
+            return parse_lock(stream.read(MAX_LOCK + 1))
+    except FileNotFoundError as error:
+        raise MalformedConfig(f"{path} is missing", hint="veracruz image lock --out FILE makes one") from error
+
+
+def format_lock(lock: Lock) -> bytes:
+    """Return a lock's one text form."""
+    lines = [
+        "# Every input of the image, by SHA-256. Made by `veracruz image lock`; a reviewer reads its diff.",
+        f'schema = "{SCHEMA}"',
+    ]
+    for package in sorted(lock.packages, key=lambda p: p.name):
+        roles = ", ".join(f'"{role}"' for role in sorted(package.roles))
+        lines += [
+            "", "[[package]]", f'name = "{package.name}"', f'version = "{package.version}"', f"roles = [{roles}]",
+            f'archive = "{package.archive}"', f'path = "{package.path}"', f"size = {package.size}",
+            f'sha256 = "{package.sha256}"',
+        ]  # fmt: skip
+    for wheel in sorted(lock.wheels, key=lambda w: w.name):
+        lines += [
+            "", "[[wheel]]", f'name = "{wheel.name}"', f'version = "{wheel.version}"',
+            f'filename = "{wheel.filename}"', f"size = {wheel.size}", f'sha256 = "{wheel.sha256}"',
+        ]  # fmt: skip
+    return ("\n".join(lines) + "\n").encode()

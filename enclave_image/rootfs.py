@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""The platform: Debian's Python and the wheels, unpacked without maintainer scripts, trimmed, stripped, compiled."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+from .config import MAX_CONFIG
+from .debian import clean_name, unpack
+from .errors import BuildFailed, MalformedConfig
+from .run import run
+from .toolchain import check_libraries
+
+GUEST_TOOL = Path(__file__).parent / "guest_tool.py"
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
+PACKAGES = "usr/lib/python3/dist-packages"
+DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "app")  # mount points, and where the application goes
+PT_LOAD = 1
+
+# What the runtime imports, imported once in the build by the image's own interpreter.
+SMOKE_MODULES = (
+    "asyncio", "concurrent.futures", "ctypes", "email", "hashlib", "http.client", "json", "logging", "mmap", "pathlib",
+    "secrets", "selectors", "socket", "ssl", "subprocess", "tempfile", "threading", "traceback", "typing",
+    "urllib.parse", "cbor2", "h11", "wasmtime", "cryptography.x509", "cryptography.hazmat.primitives.asymmetric.ec",
+    "cryptography.hazmat.primitives.serialization",
+)  # fmt: skip
+
+
+def load_trim(path: Path) -> Callable[[str], bool]:
+    """Return `keep(path)` for a trim list: false for what one of its patterns matches."""
+    raw = path.read_bytes()
+    if len(raw) > MAX_CONFIG:
+        raise MalformedConfig(f"{path} is too long", expected=f"at most {MAX_CONFIG} bytes", actual=len(raw))
+    lines = [line.strip() for line in raw.decode().splitlines()]
+    patterns = [fnmatch.translate(line) for line in lines if line and not line.startswith("#")]
+    matcher = re.compile("|".join(patterns) or r"(?!)")
+    return lambda name: not matcher.match(name)
+
+
+def unpack_wheel(path: Path, root: Path, *, keep: Callable[[str], bool]) -> None:
+    """Write a wheel's files below the image's package directory."""
+    with zipfile.ZipFile(path) as wheel:
+        for info in wheel.infolist():
+            name = f"{PACKAGES}/{clean_name(info.filename)}"
+            if info.is_dir() or not keep(name):
+                continue
+            target = root / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(wheel.read(info))
+            target.chmod(0o755 if target.name.endswith(".so") else 0o644)
+
+
+def strip_elf(raw: bytes) -> bytes:
+    """Return an ELF64 file without section headers and all that stands behind its last segment (symbols)."""
+    if raw[:6] != b"\x7fELF\x02\x01" or len(raw) < 64:
+        return raw
+    table = int.from_bytes(raw[32:40], "little")
+    size, count = int.from_bytes(raw[54:56], "little"), int.from_bytes(raw[56:58], "little")
+    end = table + size * count
+    for index in range(count):
+        at = table + index * size
+        offset, length = (int.from_bytes(raw[at + k : at + k + 8], "little") for k in (8, 32))
+        if int.from_bytes(raw[at : at + 4], "little") == PT_LOAD:
+            end = max(end, offset + length)
+    head = bytearray(raw[:64])
+    head[40:48] = bytes(8)  # e_shoff
+    head[58:64] = bytes(6)  # e_shentsize is ignored without headers; e_shnum, e_shstrndx
+    return bytes(head) + raw[64:end]
+
+
+def guest_python(root: Path, arguments: Sequence[str | Path], *, what: str) -> bytes:
+    """Run the image's own interpreter on this machine, by the image's own loader and libraries."""
+    loader = root / LIBRARIES / "ld-linux-x86-64.so.2"
+    command = [
+        loader, "--library-path", root / LIBRARIES, root / "usr/bin/python3.13", "-X", "utf8", "-I", "-S", "-B",
+        GUEST_TOOL, *arguments,
+    ]  # fmt: skip
+    return run(command, what=what, env={})
+
+
+def guest_compress(root: Path, source: Path, target: Path, *, level: int) -> None:
+    """Compress a file by the image's own libzstd."""
+    library = root / LIBRARIES / "libzstd.so.1"
+    guest_python(root, ["compress", library, source, target, str(level)], what="compression")
+
+
+def build_rootfs(root: Path, *, packages: Sequence[Path], wheels: Sequence[Path], trim: Path, init: Path) -> None:
+    """Make the platform's file tree in the empty directory `root`; raise BuildFailed where it would not run."""
+    keep = load_trim(trim)
+    for package in packages:
+        unpack(package, root, keep=keep)
+    for wheel in wheels:
+        unpack_wheel(wheel, root, keep=keep)
+    (root / "lib64").symlink_to("usr/lib64")
+    (root / "usr/lib64").mkdir(exist_ok=True)
+    loader = root / "usr/lib64/ld-linux-x86-64.so.2"
+    if not loader.is_symlink():
+        loader.symlink_to("../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
+    for name in DIRECTORIES:
+        (root / name).mkdir()
+    (root / "init").write_bytes(init.read_bytes())
+    (root / "init").chmod(0o755)
+    _strip_all(root)
+    check_libraries(root, (LIBRARIES,))
+    _check_links(root)
+    guest_python(root, ["compile", root], what="bytecode compilation")
+    _drop_empty_directories(root)
+    guest_python(root, ["smoke", root / PACKAGES, *SMOKE_MODULES], what="the image's own import test")
+
+
+def _strip_all(root: Path) -> None:
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            raw = path.read_bytes()
+            if raw[:4] == b"\x7fELF":
+                path.write_bytes(strip_elf(raw))
+
+
+def _check_links(root: Path) -> None:
+    for path in sorted(root.rglob("*")):
+        if path.is_symlink():
+            target = PurePosixPath(path.readlink().as_posix())
+            inside = root / target.relative_to("/") if target.is_absolute() else path.parent / target
+            if not inside.exists():
+                raise BuildFailed(f"a link in the image leads nowhere: {path.relative_to(root)}", actual=target)
+
+
+def _drop_empty_directories(root: Path) -> None:
+    keep = {root / name for name in DIRECTORIES}
+    for path in sorted(root.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink() and path not in keep and not any(path.iterdir()):
+            path.rmdir()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What runs inside the isolate. Measured into the image: keep it small."""

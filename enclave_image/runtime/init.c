@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: MIT
+// The first process of the isolate: make a file system, greet the parent, start the runtime, power off when it ends.
+//
+// The kernel hands over what a launcher appended to the command line as arguments and environment; both are dropped
+// unread. The measurement does not fix where the command line ends and the ramdisk begins, so the line that this image
+// was built with is compiled in, and anything less halts. Nothing here is ever restarted.
+//
+// On the console only constant lines appear. Exit by reboot(2): QEMU ends with -no-reboot, Nitro ends the enclave.
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vm_sockets.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef COMMAND_LINE
+#error "COMMAND_LINE is the measured kernel command line of this image"
+#endif
+
+#define HEARTBEAT_PORT 9000 // aws-nitro-enclaves-sdk-bootstrap init.c
+#define HEARTBEAT 0xB7
+#define HEARTBEAT_SECONDS 10
+#define MAX_COMMAND_LINE 8192 // bytes; x86 COMMAND_LINE_SIZE is 2048
+
+static const unsigned int parent_cids[] = {3, 2}; // Nitro's parent, then vhost-device-vsock's host
+
+static void say(const char *line)
+{
+	// A console that cannot be written is no reason to stop.
+	if (write(STDERR_FILENO, line, strlen(line)) < 0)
+		return;
+}
+
+static void power_off(void)
+{
+	sync();
+	reboot(RB_AUTOBOOT);
+	for (;;)
+		pause();
+}
+
+static void halt(const char *line)
+{
+	say(line);
+	power_off();
+}
+
+static void mount_or_halt(const char *type, const char *where, unsigned long flags, const char *options)
+{
+	mkdir(where, 0755);
+	if (mount(type, where, type, flags, options) != 0 && errno != EBUSY)
+		halt("init: halt: a file system does not mount\n");
+}
+
+static void make_file_systems(void)
+{
+	const unsigned long plain = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+
+	mount_or_halt("proc", "/proc", plain, "hidepid=2");
+	mount_or_halt("sysfs", "/sys", plain | MS_RDONLY, NULL);
+	mount_or_halt("devtmpfs", "/dev", MS_NOSUID | MS_NOEXEC, "mode=0755");
+	mount_or_halt("tmpfs", "/dev/shm", plain, "mode=0700");
+	mount_or_halt("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755");
+	mount_or_halt("tmpfs", "/tmp", plain, "mode=1777,size=16m");
+	mount_or_halt("cgroup2", "/sys/fs/cgroup", plain, NULL);
+}
+
+static void open_console(void)
+{
+	int fd = open("/dev/console", O_RDWR | O_NOCTTY);
+
+	if (fd < 0)
+		return;
+	for (int target = 0; target <= 2; target++)
+		if (fd != target)
+			dup2(fd, target);
+	if (fd > 2)
+		close(fd);
+}
+
+// Whether `line` stands in `text` as whole words.
+static bool holds_line(const char *text, const char *line)
+{
+	size_t length = strlen(line);
+
+	for (const char *at = text; (at = strstr(at, line)) != NULL; at++) {
+		char after = at[length];
+		bool starts = at == text || at[-1] == ' ';
+
+		if (starts && (after == '\0' || after == ' ' || after == '\n'))
+			return true;
+	}
+	return false;
+}
+
+static void check_command_line(void)
+{
+	static char text[MAX_COMMAND_LINE + 1];
+	size_t length = 0;
+	int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		halt("init: halt: no /proc/cmdline\n");
+	for (;;) {
+		ssize_t count = read(fd, text + length, MAX_COMMAND_LINE - length);
+
+		if (count <= 0)
+			break;
+		length += (size_t)count;
+	}
+	close(fd);
+	text[length] = '\0';
+	if (!holds_line(text, COMMAND_LINE))
+		halt("init: halt: the command line is not the one measured\n");
+}
+
+// From here on the kernel writes nothing but a panic: messages may name processes and sizes.
+static void silence_kernel(void)
+{
+	int fd = open("/proc/sys/kernel/printk", O_WRONLY | O_CLOEXEC);
+
+	if (fd >= 0) {
+		if (write(fd, "1 1 1 1", 7) != 7)
+			say("init: the kernel's log level stays\n");
+		close(fd);
+	}
+}
+
+static bool greet_parent(unsigned int cid)
+{
+	struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_port = HEARTBEAT_PORT, .svm_cid = cid};
+	struct timeval limit = {.tv_sec = HEARTBEAT_SECONDS};
+	unsigned char byte = HEARTBEAT;
+	bool greeted = false;
+	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return false;
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit, sizeof(limit));
+	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0 && write(fd, &byte, 1) == 1)
+		greeted = read(fd, &byte, 1) == 1 && byte == HEARTBEAT;
+	close(fd);
+	return greeted;
+}
+
+static void greet(void)
+{
+	for (size_t index = 0; index < sizeof(parent_cids) / sizeof(parent_cids[0]); index++)
+		if (greet_parent(parent_cids[index]))
+			return;
+	halt("init: halt: the parent does not answer the heartbeat\n");
+}
+
+static pid_t start_runtime(void)
+{
+	static char *const arguments[] = {
+		"/usr/bin/python3.13", "-I", "-S", "-B", "-X", "utf8", "/app/start.pyc", NULL,
+	};
+	static char *const environment[] = {NULL};
+	const struct rlimit none = {0, 0};
+	pid_t child;
+
+	setrlimit(RLIMIT_CORE, &none);
+	child = fork();
+	if (child == 0) {
+		setsid();
+		execve(arguments[0], arguments, environment);
+		say("init: halt: no runtime\n");
+		_exit(127);
+	}
+	return child;
+}
+
+int main(void)
+{
+	pid_t runtime, ended;
+
+	umask(022);
+	open_console(); // the kernel's own initramfs has /dev/console; devtmpfs covers it in a moment
+	make_file_systems();
+	open_console();
+	check_command_line();
+	say("init: ready\n");
+	silence_kernel();
+	if (chdir("/") != 0)
+		halt("init: halt: no root directory\n");
+	chmod("/dev/nsm", 0600);
+	greet();
+	runtime = start_runtime();
+	if (runtime < 0)
+		halt("init: halt: no process for the runtime\n");
+	do {
+		ended = wait(NULL);
+	} while (ended != runtime && !(ended < 0 && errno == ECHILD));
+	say("init: the runtime has ended\n");
+	power_off();
+}

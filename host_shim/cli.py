@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+"""The command `veracruz`: one parser out of each package's own verbs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from attestation import cli as attestation_cli
+from attestation.console import run_verb
+from enclave_image import cli as image_cli
+
+from . import enclave_cli
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="veracruz", description="Compute together in attested isolates.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    image_cli.add_verbs(commands)
+    enclave_cli.add_verbs(commands)
+    attestation_cli.add_verbs(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run its verb, return its exit code."""
+    return run_verb(make_parser().parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

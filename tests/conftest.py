@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: MIT
+"""Options of the test run: what is slow runs only when asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+SLOW = {"boot": "--boot", "rebuild": "--rebuild"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--boot", action="store_true", help="also run the tests that boot a machine")
+    parser.addoption("--rebuild", action="store_true", help="also run the tests that need the 400 MB compiler wheel")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for marker, option in SLOW.items():
+        if config.getoption(option):
+            continue
+        for item in items:
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=f"runs with {option}"))

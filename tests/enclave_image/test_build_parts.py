@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""Parts of the build that need no kernel: cache, sandbox, toolchain checks, trim list, kernel configuration."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from enclave_image.application import find_modules
+from enclave_image.cache import Cache, demand_space
+from enclave_image.config import DEFAULT_DIR, find_mirrors, load_config
+from enclave_image.errors import BuildFailed, MalformedConfig, NoSpace
+from enclave_image.files import write_whole
+from enclave_image.kernel import build_environment, check_config
+from enclave_image.lock import Archive
+from enclave_image.rootfs import load_trim, strip_elf
+from enclave_image.toolchain import check_log, needed_libraries, sandboxed
+
+# --- cache and files ---
+
+
+def test_an_entry_appears_whole(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with cache.make("kind", "k" * 64) as making:
+        (making.product / "file").write_text("x")
+        assert cache.find("kind", "k" * 64) is None
+    assert (cache.demand("kind", "k" * 64) / "file").read_text() == "x"
+    assert [path.name for path in (tmp_path / "built/kind").iterdir() if path.is_dir()] == ["k" * 32]
+
+
+@pytest.mark.parametrize("fault", [BuildFailed("no"), KeyboardInterrupt()])
+def test_a_build_that_fails_leaves_no_entry(tmp_path: Path, fault: BaseException) -> None:
+    cache = Cache(tmp_path)
+    with pytest.raises(type(fault)), cache.make("kind", "k" * 64) as making:  # noqa: PT012
+        (making.product / "file").write_text("x")
+        raise fault
+    assert cache.find("kind", "k" * 64) is None
+    assert [path for path in (tmp_path / "built/kind").iterdir() if path.is_dir()] == []
+
+
+def test_a_full_disk_is_named() -> None:
+    with pytest.raises(NoSpace, match="too little room") as caught:
+        demand_space(Path("/tmp"), 1 << 60)
+    assert "XDG_CACHE_HOME" in str(caught.value.hint)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "image"
+    write_whole(target, b"old")
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_whole(target, bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+# --- configuration ---
+
+
+def test_mirrors_come_from_the_environment_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERACRUZ_DEBIAN_MIRROR", "http://mirror.example/debian/")
+    assert find_mirrors(load_config())[Archive.DEBIAN][0] == "http://mirror.example/debian"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("veracruz.image/1", "veracruz.image/2", "schema"),
+        ("zstd_level = 9", "zstd_level = 99", "zstd_level"),
+        ('suite = "trixie"', "", "suite"),
+        ('suite = "trixie"', 'suite = "trixie"\nsweet = 1', "unknown keys"),
+        ("wheels = [", "wheels = [1, ", "wheels"),
+        ('quiet"', 'quiet\\n"', "command_line"),
+    ],
+)
+def test_refuses_a_malformed_configuration(tmp_path: Path, old: str, new: str, place: str) -> None:
+    shutil.copytree(DEFAULT_DIR, tmp_path / "config")
+    path = tmp_path / "config/image.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(MalformedConfig, match=place):
+        load_config(tmp_path / "config")
+
+
+# --- kernel ---
+
+
+def test_a_line_without_effect_fails_the_build() -> None:
+    check_config(b"CONFIG_A=y\nCONFIG_B=n\n", "CONFIG_A=y\n# CONFIG_B is not set\n")
+    with pytest.raises(BuildFailed, match="CONFIG_A did not take effect; expected y, got n"):
+        check_config(b"CONFIG_A=y\n", "# CONFIG_A is not set\n")
+    with pytest.raises(BuildFailed, match="CONFIG_B"):
+        check_config(b"CONFIG_B=n\n", "CONFIG_B=y\n")
+
+
+def test_time_stamp_is_one_that_date_understands() -> None:
+    stamp = build_environment(load_config().source_date_epoch)["KBUILD_BUILD_TIMESTAMP"]
+    done = subprocess.run(["date", "-u", "-d", stamp, "+%s"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == load_config().source_date_epoch
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/bin/sh: 1: awk: not found",
+        "readelf: error while loading shared libraries: libctf-nobfd0.so: cannot open shared object file",
+        "sed: invalid option -- 'z'",
+    ],
+)
+def test_a_log_that_shows_a_missing_tool_fails_the_build(tmp_path: Path, line: str) -> None:
+    (tmp_path / "log").write_text(f"  CC      init/main.o\n{line}\n  LD      vmlinux\n")
+    with pytest.raises(BuildFailed, match="only seemed to succeed"):
+        check_log(tmp_path / "log")
+
+
+# --- sandbox ---
+
+
+def test_sandbox_sees_its_root_alone(tmp_path: Path) -> None:
+    """A static program prints what it sees: no host directory, no network, another host name."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no compiler here")
+    source = tmp_path / "probe.c"
+    source.write_text(
+        "#include <stdio.h>\n#include <unistd.h>\n#include <sys/socket.h>\n#include <netinet/in.h>\n"
+        "int main(void) { char name[99] = {0}; gethostname(name, 98);\n"
+        "struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = 99, .sin_addr.s_addr = 0x0100007f};\n"
+        "int s = socket(AF_INET, SOCK_STREAM, 0);\n"
+        'printf("%s %d %d %d\\n", name, access("/etc/passwd", F_OK), access("/dev/null", W_OK),\n'
+        "connect(s, (void *)&a, sizeof a)); return 0; }\n"
+    )
+    root = tmp_path / "root"
+    (root / "usr/bin").mkdir(parents=True)
+    subprocess.run([compiler, "-static", "-o", root / "usr/bin/probe", source], check=True)
+    log = tmp_path / "log"
+    sandboxed(root, ["probe"], what="probe", log=log)
+    host, passwd, null, _ = log.read_text().splitlines()[-1].split()
+    assert host in ("build", os.uname().nodename)  # as root without namespaces the name stays
+    assert passwd == "-1"
+    assert null == "0"
+
+
+def test_a_command_that_fails_is_reported_with_its_last_lines(tmp_path: Path) -> None:
+    (tmp_path / "root/usr/bin").mkdir(parents=True)
+    with pytest.raises(BuildFailed, match="thing failed with exit code"):
+        sandboxed(tmp_path / "root", ["absent"], what="thing", log=tmp_path / "log")
+
+
+# --- root file system ---
+
+
+def test_reads_the_libraries_that_a_program_needs() -> None:
+    libraries = set(needed_libraries(Path(sys.executable).resolve()))
+    assert "libc.so.6" in libraries
+    assert list(needed_libraries(Path(__file__))) == []
+
+
+def test_a_stripped_library_still_runs(tmp_path: Path) -> None:
+    original = Path(shutil.which("true") or "/bin/true").read_bytes()
+    stripped = strip_elf(original)
+    assert len(stripped) < len(original)
+    (tmp_path / "true").write_bytes(stripped)
+    (tmp_path / "true").chmod(0o755)
+    assert subprocess.run([tmp_path / "true"], check=False).returncode == 0
+    assert strip_elf(b"#!/bin/sh\n") == b"#!/bin/sh\n"
+
+
+def test_trim_patterns_are_anchored_at_both_ends() -> None:
+    keep = load_trim(DEFAULT_DIR / "trim.list")
+    assert not keep("usr/lib/python3.13/trace.py")
+    assert keep("usr/lib/python3.13/traceback.py")
+    assert not keep("usr/lib/python3.13/test/support/x.py")
+    assert keep("usr/lib/x86_64-linux-gnu/libexpat.so.1")
+    assert not keep("usr/share/doc/x")
+
+
+def test_only_the_runtime_and_the_pure_core_go_inside() -> None:
+    modules = find_modules()
+    assert "enclave_image.runtime.start" in modules
+    assert "attestation.policy" in modules
+    outside = ("attestation.channel", "attestation.participant", "attestation.console", "enclave_image.recipe")
+    assert not [name for name in modules if name.startswith((*outside, "host_shim")) or name.endswith("cli")]
