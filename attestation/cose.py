@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""COSE_Sign1 (RFC 9052 4.2): read it strictly, check its ECDSA signature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import cbor2
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from . import cbor
+from .errors import BadSignature, MalformedEvidence, UnsignedEvidence
+from .limits import MAX_DOCUMENT
+
+TAG_SIGN1 = b"\xd2"  # tag 18 in its shortest form; allowed by AWS, never seen
+HEADER_ALGORITHM = 1  # RFC 9052 3.1
+UNSIGNED_ALGORITHM = -1  # what QEMU's nitro-enclave machine writes, with a signature of zeros
+
+
+class Algorithm(IntEnum):
+    """ECDSA, each with its one curve (RFC 9053 2.1; the curve is ours to demand, the RFC leaves it open)."""
+
+    ES256 = -7
+    ES384 = -35
+    ES512 = -36
+
+    @property
+    def curve(self) -> ec.EllipticCurve:
+        """The curve that a key must have."""
+        return _CURVES[self]
+
+    @property
+    def hash(self) -> hashes.HashAlgorithm:
+        """The hash of the Sig_structure."""
+        return _HASHES[self]
+
+    @property
+    def coordinate_size(self) -> int:
+        """Bytes of r and of s in the signature."""
+        return (self.curve.key_size + 7) // 8
+
+
+_CURVES: dict[Algorithm, ec.EllipticCurve] = {
+    Algorithm.ES256: ec.SECP256R1(),
+    Algorithm.ES384: ec.SECP384R1(),
+    Algorithm.ES512: ec.SECP521R1(),
+}
+_HASHES: dict[Algorithm, hashes.HashAlgorithm] = {
+    Algorithm.ES256: hashes.SHA256(),
+    Algorithm.ES384: hashes.SHA384(),
+    Algorithm.ES512: hashes.SHA512(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sign1:
+    """The four parts of a COSE_Sign1, as received; `algorithm` is None where QEMU marks a document as unsigned."""
+
+    protected: bytes
+    unprotected: dict[cbor.Value, cbor.Value]
+    payload: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+    algorithm: Algorithm | None
+
+    @property
+    def to_be_signed(self) -> bytes:
+        """The Sig_structure over the received bytes (RFC 9052 4.4), without external data."""
+        return cbor2.dumps(["Signature1", self.protected, b"", self.payload])
+
+    def verify(self, key: ec.EllipticCurvePublicKey) -> None:
+        """Check the signature; raise UnsignedEvidence or BadSignature.
+
+        Both (r, s) and (r, n - s) are signatures: half of the real documents have the larger s. So a signature's bytes
+        identify nothing.
+        """
+        if self.algorithm is None:
+            raise UnsignedEvidence(
+                "the document is not signed",
+                hint="QEMU's nitro-enclave machine writes such documents; anybody can",
+            )
+        if key.curve.name != self.algorithm.curve.name:
+            raise BadSignature("the key is on another curve", expected=self.algorithm.curve.name, actual=key.curve.name)
+        size = self.algorithm.coordinate_size
+        r, s = int.from_bytes(self.signature[:size], "big"), int.from_bytes(self.signature[size:], "big")
+        try:
+            key.verify(encode_dss_signature(r, s), self.to_be_signed, ec.ECDSA(self.algorithm.hash))
+        except (InvalidSignature, ValueError) as error:
+            raise BadSignature("the signature over the payload is not the leaf certificate's") from error
+
+
+def parse_sign1(raw: bytes) -> Sign1:
+    """Parse a COSE_Sign1, tagged or not; raise MalformedEvidence.
+
+    The protected header is exactly one algorithm: with no other header there is none to misunderstand (`crit`).
+    """
+    if len(raw) > MAX_DOCUMENT:
+        raise MalformedEvidence("document too long", expected=f"at most {MAX_DOCUMENT} bytes", actual=len(raw))
+    parts = cbor.decode(raw.removeprefix(TAG_SIGN1), what="COSE_Sign1")
+    if type(parts) is not tuple or len(parts) != 4:
+        raise MalformedEvidence("COSE_Sign1: not an array of four")
+    protected, unprotected, payload, signature = parts
+    if type(protected) is not bytes or type(unprotected) is not dict:
+        raise MalformedEvidence("COSE_Sign1: headers are not a byte string and a map")
+    if type(payload) is not bytes or type(signature) is not bytes:
+        raise MalformedEvidence("COSE_Sign1: payload and signature are not byte strings")
+    if not payload:
+        raise MalformedEvidence("COSE_Sign1: empty payload")
+    algorithm = _parse_algorithm(protected)
+    if algorithm is not None and len(signature) != 2 * algorithm.coordinate_size:  # RFC 9053 2.1: r || s, full width
+        raise MalformedEvidence(
+            "COSE_Sign1: wrong signature length",
+            expected=f"{2 * algorithm.coordinate_size} bytes",
+            actual=len(signature),
+        )
+    return Sign1(protected, unprotected, payload, signature, algorithm)
+
+
+def _parse_algorithm(protected: bytes) -> Algorithm | None:
+    header = cbor.decode(protected, what="protected header")
+    if type(header) is not dict or set(header) != {HEADER_ALGORITHM}:
+        raise MalformedEvidence("protected header: not exactly one algorithm", expected="{1: alg}", actual=protected)
+    name = header[HEADER_ALGORITHM]
+    if type(name) is int:
+        if name == UNSIGNED_ALGORITHM:
+            return None
+        if name in set(Algorithm):
+            return Algorithm(name)
+    raise MalformedEvidence("protected header: unknown algorithm", expected="ES384 (-35)", actual=name)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: MIT
+"""What a relying party expects of evidence: demands and permissions, composed into one conjunction.
+
+`Expectations.of(ImageIs.any_of(images), NonceIs(nonce))`, or `Expectations.for_session(...)`. Nothing is demanded by
+default but that the isolate is not in debug mode; whatever accepts more has a name that begins with `Unsafe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .binding import Purpose
+from .demands import (
+    Demand,
+    Evidence,
+    ImageIs,
+    InstanceIs,
+    MaxAge,
+    ModuleIs,
+    NonceIs,
+    ParentRoleIs,
+    PolicyIs,
+    PublicKeyIs,
+    RegisterIs,
+    RootIs,
+    SignerIs,
+    Term,
+    UserDataIs,
+)
+from .errors import DebugEvidence, EmptyExpectations, MalformedInput, MeasurementMismatch
+from .limits import NONCE_SIZE
+from .measurements import Measurements
+
+if TYPE_CHECKING:
+    from .policy import Policy
+
+__all__ = [
+    "Demand",
+    "Evidence",
+    "Expectations",
+    "ImageIs",
+    "InstanceIs",
+    "MaxAge",
+    "ModuleIs",
+    "NonceIs",
+    "ParentRoleIs",
+    "Permission",
+    "PolicyIs",
+    "PublicKeyIs",
+    "RegisterIs",
+    "RootIs",
+    "SignerIs",
+    "Term",
+    "UnsafeAcceptAnyImage",
+    "UnsafeAcceptDebug",
+    "UnsafeAcceptUnsigned",
+    "UserDataIs",
+    "accepted_images",
+]
+
+
+class Permission(Term):
+    """Something unsafe that the relying party accepts."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnsafeAcceptAnyImage(Permission):
+    """Accept evidence of any code whatever: it then only shows that some isolate made the document."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnsafeAcceptDebug(Permission):
+    """Accept an isolate in debug mode, whose console and memory its host reads: no image can be checked then.
+
+    Participants take it under a development root only; `development_only=False` is for looking at documents.
+    """
+
+    development_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class UnsafeAcceptUnsigned(Permission):
+    """Accept QEMU's unsigned documents, which anybody can write: neither chain nor signature is checked then."""
+
+
+def accepted_images(policy: Policy, measurements: Sequence[Measurements]) -> ImageIs:
+    """Return the demand for an image that the policy and the participant's own measurements both name.
+
+    Raises MeasurementMismatch if there is none.
+    """
+    images = [image for image in policy.images if image in measurements]
+    if not images:
+        raise MeasurementMismatch(
+            "the policy accepts no image that your measurements name",
+            expected=" or ".join(image.pcr0.hex()[:16] + "..." for image in policy.images),
+            actual=" or ".join(image.pcr0.hex()[:16] + "..." for image in measurements) or "none",
+            hint="compare the policy's images with the measurements of your own rebuild",
+        )
+    return ImageIs.any_of(images)
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """A conjunction of demands, and the unsafe things that are accepted. One without content never passes."""
+
+    terms: tuple[Term, ...]
+
+    @classmethod
+    def of(cls, *terms: Term) -> Expectations:
+        """Return the conjunction of these terms."""
+        return cls(terms)
+
+    @classmethod
+    def for_session(
+        cls, policy: Policy, measurements: Sequence[Measurements], nonce: bytes, public_key: bytes
+    ) -> Expectations:
+        """Return what a participant demands before a connection is trusted: points 4 to 8 of the trust argument.
+
+        `policy` is the participant's own file, parsed; `measurements` their own rebuild's or from a signer they trust;
+        `nonce` 32 fresh random bytes; `public_key` the DER SPKI that signed this connection's handshake. An image that
+        only one of policy and measurements names is not accepted; raises MeasurementMismatch if none is in both.
+        """
+        if len(nonce) != NONCE_SIZE:
+            raise MalformedInput("nonce: wrong size", expected=f"{NONCE_SIZE} bytes", actual=len(nonce))
+        terms: list[Term] = [
+            NonceIs(nonce),  # (4)
+            accepted_images(policy, measurements),  # (5)
+            PolicyIs(policy.hash, Purpose.SESSION),  # (6), and (8): the hash is of the caller's own file
+            PublicKeyIs(public_key),  # (7)
+        ]
+        if policy.root is not None:
+            terms.append(RootIs(policy.root))  # (2)
+        return cls(tuple(terms))
+
+    def __and__(self, other: Expectations | Term) -> Expectations:
+        """Return the conjunction of both."""
+        return Expectations(self.terms + (other.terms if isinstance(other, Expectations) else (other,)))
+
+    @property
+    def demands(self) -> tuple[Demand, ...]:
+        """All demands, in the order of the trust argument."""
+        found = (term for term in self.terms if isinstance(term, Demand))
+        return tuple(sorted(found, key=lambda demand: demand.point))
+
+    @property
+    def names_image(self) -> bool:
+        """Whether it is said what code may run: some images, PCR0-2 together, a signer, or aloud any."""
+        if any(isinstance(term, (ImageIs, SignerIs, UnsafeAcceptAnyImage)) for term in self.terms):
+            return True
+        return {0, 1, 2} <= {term.index for term in self.terms if isinstance(term, RegisterIs)}
+
+    @property
+    def accepts_unsigned(self) -> bool:
+        """Whether UnsafeAcceptUnsigned was given."""
+        return any(isinstance(term, UnsafeAcceptUnsigned) for term in self.terms)
+
+    def require_content(self, *, debug: bool | None = None) -> None:
+        """Raise EmptyExpectations if nothing says what code may run; `debug` is None before the document is read."""
+        if self.names_image:
+            return
+        if debug is not False and any(isinstance(term, UnsafeAcceptDebug) for term in self.terms):
+            return
+        raise EmptyExpectations(
+            "nothing says which image may run" if self.terms else "nothing is demanded of the evidence",
+            expected="PCR0, PCR1 and PCR2 of an image",
+            hint="give measurements (PCR0, PCR1 and PCR2 together), or accept any image aloud",
+        )
+
+    def check_debug(self, evidence: Evidence) -> bool:
+        """Return whether the isolate is in debug mode; raise DebugEvidence unless that is accepted (point 5)."""
+        if not evidence.document.measurements.debug:
+            return False
+        refusal = DebugEvidence(
+            "PCR0, PCR1 or PCR2 is zero: the isolate runs in debug mode and protects nothing",
+            hint="boot without debug mode",
+        )
+        permissions = [term for term in self.terms if isinstance(term, UnsafeAcceptDebug)]
+        if not permissions:
+            raise refusal
+        development = evidence.chain is None or evidence.chain.root.development
+        if not development and all(permission.development_only for permission in permissions):
+            raise refusal
+        return True

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+"""From the API's one form of an error, `{"error": {"slug", "message"}}`, to our own classes."""
+
+from __future__ import annotations
+
+from . import errors
+from .errors import ApiRefusal, MalformedAnswer, escape
+from .strict_json import read_json
+
+MAX_REFUSAL = 16 * 1024  # bytes
+
+_CLASSES: dict[str, type[ApiRefusal]] = {
+    kind.slug: kind
+    for kind in (
+        errors.MalformedRequest, errors.CertificateNeeded, errors.NotAvailable, errors.PinMismatch, errors.Frozen,
+        errors.JoinIncomplete, errors.InputMismatch, errors.DigestMismatch, errors.RunsSpent, errors.TooLarge,
+        errors.Busy, errors.Expired,
+    )
+}  # fmt: skip
+
+_HINTS: dict[str, str] = {
+    "not-available": "it is not there yet, or the policy gives you no right to it: veracruz policy explain FILE",
+    "pin-mismatch": "send exactly the file whose hash the policy names: veracruz policy explain FILE",
+    "join-incomplete": "everybody on the join list connects once, with any verb (veracruz ls ...), then run again",
+    "runs-spent": "a new isolate under the same policy counts anew, and is another isolate for everybody",
+    "busy": "try again in a moment",
+    "too-large": "the policy's limits are told by: veracruz policy explain FILE",
+}
+
+
+def parse_refusal(status: int, body: bytes) -> ApiRefusal:
+    """Return the error that an answer tells; raise MalformedAnswer where it is not of the form."""
+    try:
+        top = read_json(body, limit=MAX_REFUSAL, what="the isolate's error", refusal=MalformedAnswer)
+        error = top.object("error", optional=())["error"].object("slug", "message")
+        slug = error["slug"].text(least=1, most=64)
+        message = escape(error["message"].text(most=1024))
+    except MalformedAnswer as problem:
+        raise MalformedAnswer(f"the isolate answered {status} in no form of the API", actual=body) from problem
+    kind = _CLASSES.get(slug)
+    if kind is None:
+        return ApiRefusal(f"the isolate refused ({escape(slug)}): {message}")
+    return kind(f"the isolate refused: {message}", hint=_HINTS.get(slug))

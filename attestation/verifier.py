@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""The verifier: evidence, expectations, a time and the chosen roots in; an appraisal or a refusal out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from .chain import Link, Root, verify_chain
+from .cose import Algorithm, Sign1, parse_sign1
+from .demands import Evidence
+from .document import Document, parse_document
+from .errors import MalformedEvidence, MalformedInput, UnsignedEvidence
+from .expectations import Expectations
+from .measurements import Measurements
+
+
+class Verdict(StrEnum):
+    """What an appraisal amounts to; only the first lets a secret go to a machine that one does not trust."""
+
+    VERIFIED = "verified"
+    DEVELOPMENT = "verified-development"  # under a root that is not AWS's
+    DEBUG = "verified-debug"  # debug mode, under whatever root
+    UNSIGNED = "accepted-unsigned"  # nobody vouches for anything in it
+    REFUSED = "refused"  # never in an Appraisal: refusals are raised
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was found to hold; `point` is its number in the trust argument."""
+
+    point: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Appraisal:
+    """What a verified document says."""
+
+    verdict: Verdict
+    module_id: str
+    timestamp: datetime
+    digest: str
+    pcrs: Mapping[int, bytes]  # locked registers only
+    public_key: bytes | None
+    user_data: bytes | None
+    nonce: bytes | None
+    root: Root | None  # None where an unsigned document was accepted
+    chain: tuple[Link, ...]  # leaf first
+
+    @property
+    def measurements(self) -> Measurements:
+        """PCR0, PCR1 and PCR2."""
+        return Measurements(self.pcrs[0], self.pcrs[1], self.pcrs[2])
+
+
+def verify(document: bytes, *, expected: Expectations, at: datetime, roots: Sequence[Root]) -> Appraisal:
+    """Verify an attestation document; return what it says, or raise an AttestationError.
+
+    A participant is safe to send a secret when all of these hold (`Expectations.for_session` demands 4 to 8):
+
+    1. The bytes are one COSE_Sign1 whose payload has exactly the form of a Nitro attestation document, within its
+       size limits.
+    2. The leaf certificate in it chains to the one root that the participant chose, valid at the time given; a root
+       named in the policy can narrow that choice, never widen it.
+    3. The signature over the payload is the leaf's.
+    4. The document answers the participant's own fresh nonce (exactly 32 bytes).
+    5. PCR0, PCR1 and PCR2 together are those of one image that the policy accepts and that the participant's own
+       measurements name too; none is zero (a zeroed register means debug mode).
+    6. PCR16 was extended once, with the hash of exactly this policy, and is locked; `user_data` names the same policy,
+       with exactly the purpose `session` and the nonce and public key that go with it.
+    7. `public_key` is the key that signed the handshake of the connection on which the document came.
+    8. The policy is the one that the participant has read: its hash is computed from their own file.
+
+    `at` is the time to verify at, timezone-aware: now, for evidence that comes over a connection; the document's own
+    (`archived_time`) only for archived evidence. It may be off by `chain.CLOCK_LEEWAY`. The same arguments always have
+    the same result: nothing is read but them. Raises EmptyExpectations where `expected` does not say what may run, and
+    MalformedInput for a naive `at`.
+    """
+    steps = examine(document, expected=expected, at=at, roots=roots)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            appraisal: Appraisal = end.value
+            return appraisal
+
+
+def examine(
+    document: bytes, *, expected: Expectations, at: datetime, roots: Sequence[Root]
+) -> Generator[Check, None, Appraisal]:
+    """Do what `verify` does, yielding each check once it has passed; the appraisal is the generator's return value."""
+    if at.utcoffset() is None:
+        raise MalformedInput("the time to verify at has no time zone", actual=at.isoformat())
+    expected.require_content()
+
+    sign1 = parse_sign1(document)  # (1)
+    _check_envelope(sign1, expected)
+    claims = parse_document(sign1.payload)
+    yield Check(1, f"attestation document of {claims.module_id}, made {_text(claims.timestamp)}")
+
+    chain = None
+    if sign1.algorithm is not None:
+        chain = verify_chain(  # (2)
+            claims.certificate, claims.cabundle, roots=roots, at=at, made_at=claims.timestamp
+        )
+        yield Check(2, f"chain to {chain.root.name}, valid at {_text(at)}")
+        sign1.verify(chain.key)  # (3)
+        yield Check(3, "signature of the leaf over the payload")
+
+    evidence = Evidence(claims, chain, at)
+    debug = expected.check_debug(evidence)  # (5): before other demands, as it explains their failure
+    expected.require_content(debug=debug)
+    yield Check(5, "debug mode, which was accepted: image not checked" if debug else "not in debug mode")
+    for demand in expected.demands:  # (2) narrowed, (4) to (8), and what else was pinned
+        demand.check(evidence)
+        yield Check(demand.point, str(demand))
+
+    return Appraisal(
+        verdict=_verdict(evidence, debug=debug),
+        module_id=claims.module_id,
+        timestamp=claims.timestamp,
+        digest=claims.digest,
+        pcrs=claims.pcrs,
+        public_key=claims.public_key,
+        user_data=claims.user_data,
+        nonce=claims.nonce,
+        root=chain.root if chain else None,
+        chain=chain.links if chain else (),
+    )
+
+
+def archived_time(document: bytes) -> datetime:
+    """Return the time that a document names itself, to verify archived evidence at; not verified, nor is anything.
+
+    Evidence verified at its own time was good then. It says nothing about now: give no secret for it.
+    """
+    return _parse(document).timestamp
+
+
+def _parse(document: bytes) -> Document:
+    return parse_document(parse_sign1(document).payload)
+
+
+def _check_envelope(sign1: Sign1, expected: Expectations) -> None:
+    if sign1.unprotected:
+        raise MalformedEvidence("COSE_Sign1: unprotected header", expected="none", actual=sign1.unprotected)
+    if sign1.algorithm is None and not expected.accepts_unsigned:
+        raise UnsignedEvidence(
+            "the document is not signed", hint="QEMU's nitro-enclave machine writes such documents; anybody can"
+        )
+    if sign1.algorithm not in (Algorithm.ES384, None):
+        raise MalformedEvidence("protected header: wrong algorithm", expected="ES384", actual=sign1.algorithm.name)
+
+
+def _verdict(evidence: Evidence, *, debug: bool) -> Verdict:
+    if evidence.chain is None:
+        return Verdict.UNSIGNED
+    if debug:
+        return Verdict.DEBUG
+    return Verdict.DEVELOPMENT if evidence.chain.root.development else Verdict.VERIFIED
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: MIT
+"""The verifier as a whole: what it accepts, with which verdict, in which order it checks, and that it is pure."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from attestation.chain import aws_root
+from attestation.errors import (
+    BadSignature,
+    ClockOutOfStep,
+    DebugEvidence,
+    EmptyExpectations,
+    MalformedEvidence,
+    MalformedInput,
+    MeasurementMismatch,
+    NonceMismatch,
+    UnsignedEvidence,
+    UntrustedChain,
+)
+from attestation.expectations import (
+    Expectations,
+    ImageIs,
+    NonceIs,
+    PolicyIs,
+    PublicKeyIs,
+    RootIs,
+    UnsafeAcceptAnyImage,
+    UnsafeAcceptDebug,
+    UnsafeAcceptUnsigned,
+)
+from attestation.verifier import Appraisal, Check, Verdict, archived_time, examine, verify
+
+from .documents import (
+    DEBUG,
+    IMAGE,
+    MADE_AT,
+    MODULE_ID,
+    NONCE,
+    OTHER_IMAGE,
+    POLICY_HASH,
+    PUBLIC_KEY,
+    make_document,
+    make_envelope,
+    make_fields,
+    make_payload,
+    make_pcrs,
+    make_pki,
+    make_qemu_document,
+    malleate,
+    sign,
+)
+
+PKI = make_pki()
+ROOT = PKI.root
+SESSION = Expectations.of(
+    NonceIs(NONCE), ImageIs.any_of([IMAGE]), PolicyIs(POLICY_HASH), PublicKeyIs(PUBLIC_KEY), RootIs(ROOT.fingerprint)
+)
+PAYLOAD = make_payload(make_fields(PKI))
+
+
+def _verify(document: bytes, *, expected: Expectations = SESSION, at: datetime = MADE_AT) -> Appraisal:
+    return verify(document, expected=expected, at=at, roots=[ROOT])
+
+
+def test_a_sound_session_document_is_appraised() -> None:
+    appraisal = _verify(make_document(PKI))
+    assert appraisal.verdict is Verdict.DEVELOPMENT
+    assert appraisal.module_id == MODULE_ID
+    assert appraisal.timestamp == MADE_AT
+    assert appraisal.measurements == IMAGE
+    assert appraisal.pcrs == make_pcrs()
+    assert (appraisal.public_key, appraisal.nonce) == (PUBLIC_KEY, NONCE)
+    assert appraisal.root == ROOT
+    assert MODULE_ID in appraisal.chain[0].subject
+    assert len(appraisal.chain) == 5
+
+
+_SIGNATURE = sign(PAYLOAD, PKI.keys["leaf"])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(make_document(PKI, indefinite=True), id="open map, as since December 2025"),
+        pytest.param(make_envelope(PAYLOAD, PKI.keys["leaf"], tag=b"\xd2"), id="tagged"),
+        pytest.param(make_envelope(PAYLOAD, PKI.keys["leaf"], signature=_SIGNATURE), id="one s"),
+        pytest.param(make_envelope(PAYLOAD, PKI.keys["leaf"], signature=malleate(_SIGNATURE)), id="the other s"),
+    ],
+)
+def test_every_form_that_is_signed_soundly_verifies(document: bytes) -> None:
+    assert _verify(document).verdict is Verdict.DEVELOPMENT
+
+
+ANY = Expectations.of(UnsafeAcceptAnyImage())
+DEBUG_DOCUMENT = make_document(PKI, pcrs=make_pcrs(DEBUG))
+
+
+def test_debug_mode_has_a_verdict_of_its_own_where_it_is_accepted_and_is_refused_elsewhere() -> None:
+    for expected in (SESSION, ANY):
+        with pytest.raises(DebugEvidence):
+            _verify(DEBUG_DOCUMENT, expected=expected)
+        assert _verify(DEBUG_DOCUMENT, expected=expected & UnsafeAcceptDebug()).verdict is Verdict.DEBUG
+    assert _verify(DEBUG_DOCUMENT, expected=Expectations.of(UnsafeAcceptDebug())).verdict is Verdict.DEBUG
+
+
+def test_accepting_debug_mode_accepts_no_other_image() -> None:
+    with pytest.raises(MeasurementMismatch):
+        _verify(make_document(PKI, pcrs=make_pcrs(OTHER_IMAGE)), expected=SESSION & UnsafeAcceptDebug())
+    with pytest.raises(EmptyExpectations):
+        _verify(make_document(PKI), expected=Expectations.of(UnsafeAcceptDebug()))
+
+
+def test_unsigned_documents_are_refused_unless_accepted() -> None:
+    document = make_qemu_document()
+    expected = Expectations.of(NonceIs(NONCE), ImageIs.any_of([IMAGE]))
+    with pytest.raises(UnsignedEvidence):
+        _verify(document, expected=expected & UnsafeAcceptDebug() & UnsafeAcceptAnyImage())
+    appraisal = _verify(document, expected=expected & UnsafeAcceptUnsigned())
+    assert appraisal.verdict is Verdict.UNSIGNED
+    assert appraisal.root is None
+    assert appraisal.chain == ()
+
+
+def test_accepting_unsigned_documents_excuses_no_bad_signature_and_no_other_demand() -> None:
+    expected = Expectations.of(NonceIs(NONCE), ImageIs.any_of([IMAGE]), UnsafeAcceptUnsigned())
+    with pytest.raises(BadSignature):
+        _verify(make_envelope(PAYLOAD, make_pki().keys["leaf"]), expected=expected)
+    with pytest.raises(NonceMismatch):
+        _verify(make_qemu_document(nonce=bytes(32)), expected=expected)
+    with pytest.raises(UntrustedChain):
+        _verify(make_qemu_document(), expected=expected & RootIs(ROOT.fingerprint))
+
+
+def test_nothing_demanded_is_refused_before_anything_is_read() -> None:
+    for expected in (Expectations(()), Expectations.of(NonceIs(NONCE))):
+        with pytest.raises(EmptyExpectations):
+            _verify(b"not looked at", expected=expected)
+
+
+def test_a_naive_time_is_refused() -> None:
+    with pytest.raises(MalformedInput, match="time zone"):
+        _verify(make_document(PKI), at=MADE_AT.replace(tzinfo=None))
+
+
+def test_another_root_verifies_nothing() -> None:
+    with pytest.raises(UntrustedChain):
+        verify(make_document(PKI), expected=ANY, at=MADE_AT, roots=[aws_root()])
+    with pytest.raises(UntrustedChain):
+        verify(make_document(PKI), expected=ANY, at=MADE_AT, roots=[])
+
+
+def test_a_root_named_in_the_policy_narrows_the_choice_and_never_widens_it() -> None:
+    other = make_pki()
+    both = [ROOT, other.root]
+    narrowed = Expectations.of(UnsafeAcceptAnyImage(), RootIs(other.root.fingerprint))
+    with pytest.raises(UntrustedChain, match="another root"):
+        verify(make_document(PKI), expected=narrowed, at=MADE_AT, roots=both)
+    assert verify(make_document(other), expected=narrowed, at=MADE_AT, roots=both).root == other.root
+    with pytest.raises(UntrustedChain, match="not chosen"):
+        verify(make_document(other), expected=narrowed, at=MADE_AT, roots=[ROOT])
+
+
+def test_checks_are_told_in_the_order_of_the_trust_argument_and_only_once_they_passed() -> None:
+    steps = examine(make_document(PKI), expected=SESSION, at=MADE_AT, roots=[ROOT])
+    assert [step.point for step in steps] == [1, 2, 3, 5, 2, 4, 5, 6, 7]
+
+    passed: list[Check] = []
+    forged = make_envelope(PAYLOAD, make_pki().keys["leaf"])
+    with pytest.raises(BadSignature):
+        passed.extend(examine(forged, expected=SESSION, at=MADE_AT, roots=[ROOT]))
+    assert [step.point for step in passed] == [1, 2]
+
+
+def test_the_forms_come_first_then_chain_then_signature_then_demands() -> None:
+    wrong: dict[str, Any] = {"nonce": bytes(32)}
+    stranger = make_pki()
+    with pytest.raises(MalformedEvidence):
+        _verify(make_document(stranger, digest="SHA256", **wrong))
+    with pytest.raises(UntrustedChain):
+        _verify(make_envelope(make_payload(make_fields(stranger, **wrong)), PKI.keys["leaf"]))
+    with pytest.raises(BadSignature):
+        _verify(make_envelope(make_payload(make_fields(PKI, **wrong)), stranger.keys["leaf"]))
+    with pytest.raises(NonceMismatch):
+        _verify(make_document(PKI, **wrong))
+
+
+def test_archived_evidence_verifies_at_its_own_time_only_if_the_caller_asks() -> None:
+    document = make_document(PKI)
+    years_later = MADE_AT + timedelta(days=1000)
+    with pytest.raises(ClockOutOfStep):
+        _verify(document, at=years_later)
+    assert archived_time(document) == MADE_AT
+    assert _verify(document, at=archived_time(document)).timestamp == MADE_AT
+
+
+def test_the_same_arguments_have_the_same_result_and_nothing_else_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the verifier is pure")
+
+    document = make_document(PKI)
+    first = _verify(document)
+    with monkeypatch.context() as patch:
+        for module, name in ((time, "time"), (time, "monotonic"), (socket, "socket")):
+            patch.setattr(module, name, forbidden)
+        patch.setattr("builtins.open", forbidden)
+        assert _verify(document) == first
+
+
+def test_the_docstring_numbers_the_trust_argument_as_the_code_does() -> None:
+    documentation = verify.__doc__ or ""
+    source = inspect.getsource(examine) + inspect.getsource(Expectations.for_session)
+    for point in range(1, 9):
+        assert f"\n    {point}. " in documentation
+        assert f"({point})" in source
+
+
+def test_a_root_that_comes_with_the_evidence_is_worth_nothing() -> None:
+    attacker = make_pki()
+    assert attacker.root.certificate == attacker.cabundle[0]
+    with pytest.raises(UntrustedChain, match="not chosen"):
+        _verify(make_document(attacker), expected=ANY)

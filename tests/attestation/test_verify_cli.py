@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: MIT
+"""`attest verify`: its options, its exit codes, what it says and where; and the client script."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+
+from attestation import verify_cli
+from attestation.binding import Binding, Purpose, policy_hash
+from attestation.console import run_verb
+from attestation.identity import make_identity
+from attestation.measurements import Measurements, dump_measurements
+from attestation.verifier import Verdict
+
+from .documents import (
+    DEBUG,
+    IMAGE,
+    MADE_AT,
+    MODULE_ID,
+    NONCE,
+    OTHER_IMAGE,
+    PUBLIC_KEY,
+    make_document,
+    make_envelope,
+    make_fields,
+    make_payload,
+    make_pcrs,
+    make_pki,
+    milliseconds,
+)
+
+PKI = make_pki()
+AT = MADE_AT.isoformat()
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.out)
+        return value
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `verify` with arguments; argparse's own refusals count as exit codes."""
+
+    def run(*arguments: str | Path) -> Result:
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        verify_cli.add_verbs(parser.add_subparsers(required=True))
+        try:
+            code = run_verb(parser.parse_args(["verify", *map(str, arguments)]))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Files:
+    folder: Path
+    document: Path
+    root: Path
+    measurements: Path
+    policy: Path
+
+    @property
+    def options(self) -> tuple[str | Path, ...]:
+        """What verifies the document: root, time and image."""
+        return ("--root", self.root, "--at", AT, "--measurements", self.measurements)
+
+    def write(self, name: str, data: bytes) -> Path:
+        path = self.folder / name
+        path.write_bytes(data)
+        return path
+
+
+def _measurements_file(image: Measurements) -> bytes:
+    return json.dumps(dump_measurements(image)).encode()
+
+
+def _policy(certificate: str, image: Measurements = IMAGE, **changes: Any) -> bytes:
+    registers = {f"PCR{index}": value.hex() for index, value in enumerate(image.registers)}
+    policy = {
+        "schema": "veracruz.policy/1",
+        "name": "test",
+        "images": [registers],
+        "participants": [{"name": "alice", "certificate": certificate, "rights": {"/output/": ["read"]}}],
+        "join": ["alice"],
+        "programs": [
+            {"path": "/program/p.wasm", "sha256": "ab" * 32, "rights": {"/output/": ["write"]}},
+        ],
+        **changes,
+    }
+    return json.dumps(policy).encode()
+
+
+@pytest.fixture(scope="module")
+def certificate() -> str:
+    return make_identity("alice")[1].decode()
+
+
+@pytest.fixture
+def files(tmp_path: Path, certificate: str) -> Files:
+    policy = _policy(certificate)
+    digest = policy_hash(policy)
+    user_data = Binding(Purpose.SESSION, digest, None).encode()
+    document = make_document(PKI, pcrs=make_pcrs(policy_hash=digest), user_data=user_data)
+    root = x509.load_der_x509_certificate(PKI.certificates["root"]).public_bytes(Encoding.PEM)
+    contents = {
+        "document": document,
+        "root.pem": root,
+        "measurements.json": _measurements_file(IMAGE),
+        "policy.json": policy,
+    }
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    return Files(tmp_path, *(tmp_path / name for name in contents))
+
+
+def test_verified_evidence_exits_0_with_a_verdict(run: Run, files: Files) -> None:
+    result = run(files.document, *files.options, "--nonce", NONCE.hex(), "--public-key", PUBLIC_KEY.hex())
+    assert result.code == 0
+    assert result.out.startswith(f"verified-development: {MODULE_ID}\n")
+    assert IMAGE.pcr0.hex() in result.out
+    assert NONCE.hex() in result.out
+    assert "is not AWS's root" in result.err
+
+
+def test_json_has_the_documented_form(run: Run, files: Files) -> None:
+    result = run(files.document, *files.options, "--policy", files.policy, "--json")
+    assert result.code == 0
+    verdict = result.json
+    assert verdict["schema"] == "veracruz.appraisal/1"
+    assert verdict["verdict"] == "verified-development"
+    assert verdict["slug"] is None
+    assert verdict["module_id"] == MODULE_ID
+    assert datetime.fromisoformat(verdict["timestamp"]) == MADE_AT
+    assert verdict["Measurements"] == dump_measurements(IMAGE)["Measurements"]
+    assert verdict["pcrs"]["0"] == IMAGE.pcr0.hex()
+    assert verdict["nonce"] == NONCE.hex()
+    assert verdict["root"]["sha256"] == PKI.root.fingerprint.hex()
+    assert len(verdict["chain"]) == 5
+    assert [check["point"] for check in verdict["checks"]] == [1, 2, 3, 5, 5, 6]
+
+
+def test_json_of_refused_evidence_repeats_nothing_as_a_fact(run: Run, files: Files) -> None:
+    result = run(files.document, *files.options, "--nonce", "00" * 32, "--json")
+    assert result.code == 1
+    verdict = result.json
+    assert (verdict["verdict"], verdict["slug"]) == ("refused", "nonce-mismatch")
+    assert verdict["module_id"] is verdict["timestamp"] is verdict["Measurements"] is None
+    assert verdict["expected"] == "00" * 32
+    assert "error: the document answers another nonce" in result.err
+
+
+def test_refused_evidence_has_nothing_on_stdout(run: Run, files: Files) -> None:
+    result = run(files.document, *files.options, "--nonce", "00" * 32, "-v")
+    assert (result.code, result.out) == (1, "")
+    assert "verified" not in result.err
+    assert "ok" not in result.err.lower().split()
+
+
+def test_verbose_says_each_check_that_passed_and_no_other(run: Run, files: Files) -> None:
+    checked = [line for line in run(files.document, *files.options, "-v").err.splitlines() if "checked" in line]
+    assert [line.split()[1] for line in checked] == ["(1)", "(2)", "(3)", "(5)", "(5)"]
+
+    payload = make_payload(make_fields(PKI))
+    forged = files.write("forged", make_envelope(payload, make_pki().keys["leaf"]))
+    result = run(forged, *files.options, "-v")
+    assert result.code == 1
+    checked = [line for line in result.err.splitlines() if "checked" in line]
+    assert [line.split()[1] for line in checked] == ["(1)", "(2)"]
+
+
+ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "raw": lambda raw: raw,
+    "hex": lambda raw: raw.hex().encode(),
+    "capital hex with line breaks": lambda raw: b"\n".join(
+        raw.hex().upper().encode()[n : n + 64] for n in range(0, 2 * len(raw), 64)
+    ),
+    "base64": base64.b64encode,
+    "base64 with line breaks": base64.encodebytes,
+    "base64 with CRLF": lambda raw: base64.encodebytes(raw).replace(b"\n", b"\r\n"),
+    "URL-safe base64": base64.urlsafe_b64encode,
+    "tagged, in base64": lambda raw: base64.b64encode(b"\xd2" + raw),
+}
+
+
+@pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS.keys())
+def test_the_encoding_of_the_file_is_found(run: Run, files: Files, encode: Callable[[bytes], bytes]) -> None:
+    encoded = files.write("encoded", encode(files.document.read_bytes()))
+    assert run(encoded, *files.options).code == 0
+
+
+def test_a_dash_reads_stdin(run: Run, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    for data, code in ((files.document.read_bytes(), 0), (b"", 1), (b"x" * 100_000, 2)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert run("-", *files.options).code == code
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"\n", b"hello, world", b"\x00\x01", b"8", b"{}", b"\x84", b"=" * 8, "\u00e9".encode()]
+)
+def test_a_file_without_a_document_is_refused(run: Run, files: Files, raw: bytes) -> None:
+    result = run(files.write("bad", raw), *files.options, "--json")
+    assert (result.code, result.json["slug"]) == (1, "malformed-evidence")
+
+
+def test_any_of_several_measurements_files_will_do(run: Run, files: Files) -> None:
+    other = files.write("other.json", _measurements_file(OTHER_IMAGE))
+    options = ("--root", files.root, "--at", AT)
+    assert run(files.document, *options, "--measurements", other, "--measurements", files.measurements).code == 0
+    result = run(files.document, *options, "--measurements", other, "--json")
+    assert (result.code, result.json["slug"]) == (1, "measurement-mismatch")
+
+
+def _registers(image: Measurements) -> list[str]:
+    return [f"--pcr={index}={value.hex()}" for index, value in enumerate(image.registers)]
+
+
+def test_registers_can_be_given_one_by_one(run: Run, files: Files) -> None:
+    options = ("--root", files.root, "--at", AT)
+    assert run(files.document, *options, *_registers(IMAGE)).code == 0
+    assert run(files.document, *options, *_registers(OTHER_IMAGE)).code == 1
+    assert run(files.document, *files.options, "--pcr", f"4={make_pcrs()[4].hex()}").code == 0
+    assert run(files.document, *files.options, "--pcr", "5=" + "ab" * 48).code == 1
+    assert run(files.document, *files.options, "--pcr", "20=" + "00" * 48).code == 1
+
+
+def test_nothing_that_names_an_image_is_a_usage_error(run: Run, files: Files) -> None:
+    options = ("--root", files.root, "--at", AT)
+    for more in (
+        (),
+        ("--nonce", NONCE.hex()),
+        ("--policy", files.policy),
+        ("--pcr", f"0={IMAGE.pcr0.hex()}"),
+        ("--max-age", "60"),
+    ):
+        result = run(files.document, *options, *more)
+        assert result.code == 2
+        assert "image" in result.err or "nothing is demanded" in result.err
+        assert "hint:" in result.err
+
+
+def test_any_image_is_accepted_aloud(run: Run, files: Files) -> None:
+    result = run(files.document, "--root", files.root, "--at", AT, "--any-image")
+    assert result.code == 0
+    assert "--any-image" in result.err
+
+
+def test_a_policy_binds_pcr16_and_user_data(run: Run, files: Files, certificate: str) -> None:
+    assert run(files.document, *files.options, "--policy", files.policy).code == 0
+    other = files.write("other.json", _policy(certificate, name="another"))
+    result = run(files.document, *files.options, "--policy", other, "--json")
+    assert (result.code, result.json["slug"]) == (1, "policy-mismatch")
+    malformed = files.write("malformed.json", b"{}")
+    assert run(files.document, *files.options, "--policy", malformed).code == 2
+
+
+def test_an_image_must_be_named_by_policy_and_measurements(run: Run, files: Files, certificate: str) -> None:
+    policy = files.write("p.json", _policy(certificate, OTHER_IMAGE))
+    result = run(files.document, *files.options, "--policy", policy, "--json")
+    assert (result.code, result.json["slug"]) == (1, "measurement-mismatch")
+    options = ("--root", files.root, "--at", AT, "--any-image", "--json")
+    assert run(files.document, *options, "--policy", policy).json["slug"] == "measurement-mismatch"
+    assert run(files.document, *options, "--policy", files.policy).code == 0
+
+
+def test_a_policy_that_names_a_root_narrows_the_choice(run: Run, files: Files, certificate: str) -> None:
+    for root, code in ((PKI.root.fingerprint.hex(), 0), ("aws", 1), ("ab" * 32, 1)):
+        policy = _policy(certificate, root=root)
+        digest = policy_hash(policy)
+        document = make_document(
+            PKI,
+            pcrs=make_pcrs(policy_hash=digest),
+            user_data=Binding(Purpose.SESSION, digest, None).encode(),
+        )
+        result = run(files.write("d", document), *files.options, "--policy", files.write("p.json", policy), "--json")
+        assert result.code == code
+        assert result.json["slug"] == (None if code == 0 else "untrusted-chain")
+
+
+def test_the_public_key_is_hex_or_a_file(run: Run, files: Files) -> None:
+    der = files.write("key.der", PUBLIC_KEY)
+    key = load_der_public_key(PUBLIC_KEY)
+    pem = files.write("key.pem", key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    for given in (PUBLIC_KEY.hex(), PUBLIC_KEY.hex().upper(), der, pem):
+        assert run(files.document, *files.options, "--public-key", given).code == 0
+    leaf = PKI.keys["leaf"].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    for given in (leaf.hex(), files.write("leaf.der", leaf)):
+        result = run(files.document, *files.options, "--public-key", given, "--json")
+        assert (result.code, result.json["slug"]) == (1, "key-mismatch")
+    for given in (files.write("junk", b"junk"), files.root, "abc", files.folder):
+        assert run(files.document, *files.options, "--public-key", given).code == 2
+
+
+def test_user_data_is_compared(run: Run, files: Files) -> None:
+    user_data = Binding(Purpose.SESSION, policy_hash(files.policy.read_bytes()), None).encode()
+    assert run(files.document, *files.options, "--user-data", user_data.hex()).code == 0
+    assert run(files.document, *files.options, "--user-data", "00").code == 1
+
+
+def test_time_is_now_unless_another_is_given(run: Run, files: Files) -> None:
+    options = ("--root", files.root, "--measurements", files.measurements, "--json")
+    old = files.write("old", make_document(PKI, timestamp=milliseconds(MADE_AT)))
+    years = (MADE_AT + timedelta(days=3000)).isoformat()
+    assert run(old, *options, "--at", years).json["slug"] == "clock-out-of-step"
+    result = run(old, *options, "--at", "document")
+    assert result.code == 0
+    assert "says nothing about now" in result.err
+    assert run(old, *options, "--at", AT.replace("+00:00", "Z")).code == 0
+    assert run(old, *options, "--at", "2026-11-01T13:00:00+01:00").code == 0
+
+
+def test_evidence_of_today_verifies_by_this_machines_clock(run: Run, files: Files) -> None:
+    document, root = _fresh(files)
+    options = ("--root", root, "--measurements", files.measurements)
+    assert run(document, *options, "--max-age", "60").code == 0
+    assert run(document, *options, "--at", "now").code == 0
+
+
+def _fresh(files: Files) -> tuple[Path, Path]:
+    now = datetime.now(UTC)
+    pki = make_pki(at=now)
+    root = x509.load_der_x509_certificate(pki.certificates["root"]).public_bytes(Encoding.PEM)
+    document = make_document(pki, timestamp=milliseconds(now))
+    return files.write("fresh", document), files.write("fresh.pem", root)
+
+
+def test_age_is_limited_where_asked(run: Run, files: Files) -> None:
+    options = ("--root", files.root, "--measurements", files.measurements, "--json")
+    later = (MADE_AT + timedelta(minutes=2)).isoformat()
+    assert run(files.document, *options, "--at", later, "--max-age", "120").code == 0
+    assert run(files.document, *options, "--at", later, "--max-age", "119").json["slug"] == "stale-evidence"
+
+
+def test_debug_mode_is_refused_unless_allowed(run: Run, files: Files) -> None:
+    document = files.write("debug", make_document(PKI, pcrs=make_pcrs(DEBUG)))
+    result = run(document, *files.options, "--json")
+    assert (result.code, result.json["slug"]) == (1, "debug-evidence")
+    options = ("--root", files.root, "--at", AT, "--allow-debug")
+    result = run(document, *options, "--json")
+    assert (result.code, result.json["verdict"]) == (0, Verdict.DEBUG.value)
+    assert "--allow-debug" in result.err
+    assert run(files.document, *options).code == 2  # no image is named for a document that is not in debug mode
+
+
+def test_the_root_of_aws_is_the_default(run: Run, files: Files) -> None:
+    for options in ((), ("--root", "aws")):
+        result = run(files.document, *options, "--at", AT, "--measurements", files.measurements, "--json")
+        assert (result.code, result.json["slug"]) == (1, "untrusted-chain")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--root", "aws"], id="root twice"),
+        pytest.param(["--pcr", "0"], id="register without a value"),
+        pytest.param(["--pcr", "32=" + "00" * 48], id="register 32"),
+        pytest.param(["--pcr", "-1=" + "00" * 48], id="register -1"),
+        pytest.param(["--pcr", "0=00"], id="short register"),
+        pytest.param(["--nonce", ""], id="empty nonce"),
+        pytest.param(["--nonce", "abc"], id="odd nonce"),
+        pytest.param(["--nonce", "zz"], id="nonce that is not hex"),
+        pytest.param(["--nonce", "00" * 1025], id="long nonce"),
+        pytest.param(["--user-data", " 00"], id="user data with a blank"),
+        pytest.param(["--max-age", "-1"], id="negative age"),
+        pytest.param(["--max-age", "1h"], id="age with a unit"),
+        pytest.param(["--max-age", "9" * 12], id="age of ages"),
+        pytest.param(["--at", "yesterday"], id="no time"),
+        pytest.param(["--at", "2026-11-01T12:00:00"], id="time without a zone"),
+        pytest.param(["--at", "0001-01-01T00:00:00+14:00"], id="time before the first"),
+        pytest.param(["--measurements", "missing.json"], id="missing file"),
+        pytest.param(["--policy", "missing.json"], id="missing policy"),
+        pytest.param(["--any"], id="abbreviation"),
+    ],
+)
+def test_usage_errors_exit_2(run: Run, files: Files, arguments: list[str]) -> None:
+    options = [option for option in files.options if option not in ("--at", AT) or "--at" not in arguments]
+    result = run(files.document, *options, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "Traceback" not in result.err
+
+
+def test_missing_and_oversized_files_are_usage_errors(run: Run, files: Files) -> None:
+    assert run(files.folder / "missing", *files.options).code == 2
+    assert run(files.folder, *files.options).code == 2
+    assert run(files.write("large", bytes(100_000)), *files.options).code == 2
+    options = ("--at", AT, "--measurements", files.measurements)
+    assert run(files.document, *options, "--root", files.folder / "missing.pem").code == 2
+    assert run(files.document, *options, "--root", files.document).code == 2
+
+
+def test_control_characters_of_evidence_do_not_reach_the_terminal(run: Run, files: Files) -> None:
+    fields = make_fields(PKI, module_id="i-0\x1b[2J\n")
+    bad = files.write("bad", make_envelope(cbor2.dumps(fields), PKI.keys["leaf"]))
+    result = run(bad, *files.options)
+    assert result.code == 1
+    assert "\x1b" not in result.err + result.out
+
+
+def test_the_client_script_is_short_and_verifies(files: Files) -> None:
+    script = REPOSITORY / "scripts" / "verify_attestation.py"
+    assert len(script.read_text().splitlines()) < 40
+    document, root = _fresh(files)
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, script, *arguments], capture_output=True, text=True, check=False,
+            env={"PYTHONPATH": str(REPOSITORY)},
+        )  # fmt: skip
+
+    done = run(document, files.measurements, NONCE.hex(), root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"verified-development {MODULE_ID} {PUBLIC_KEY.hex()}\n"
+    done = run(document, files.measurements, "00" * 32, root)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("nonce-mismatch: ")

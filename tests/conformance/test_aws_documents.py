@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""Documents that AWS signed, in the folder that the environment variable VERACRUZ_NITRO_DOCUMENTS names.
+
+Their names tell what they are: `*_debug.cbor` were made in debug mode, `*_badsig.cbor` were changed afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import cbor2
+import pytest
+from pycose.keys import EC2Key
+from pycose.messages import Sign1Message
+
+from attestation.chain import aws_root, verify_chain
+from attestation.cose import parse_sign1
+from attestation.document import parse_document
+from attestation.errors import BadSignature, ClockOutOfStep, DebugEvidence, MeasurementMismatch, UntrustedChain
+from attestation.expectations import Expectations, ImageIs, RegisterIs, UnsafeAcceptAnyImage, UnsafeAcceptDebug
+from attestation.verifier import Appraisal, Verdict, archived_time, verify
+
+from ..attestation.documents import IMAGE, make_envelope, make_pki, malleate
+
+VARIABLE = "VERACRUZ_NITRO_DOCUMENTS"
+FOLDER = os.environ.get(VARIABLE)
+PATHS = sorted(Path(FOLDER).glob("*.cbor")) if FOLDER else []
+BAD_SIGNATURES = [path for path in PATHS if path.stem.endswith("_badsig")]
+DEBUG = [path for path in PATHS if path.stem.endswith("_debug")]
+PRODUCTION = [path for path in PATHS if path not in BAD_SIGNATURES and path not in DEBUG]
+
+pytestmark = pytest.mark.skipif(not FOLDER, reason=f"{VARIABLE} names no folder with documents that AWS signed")
+ANY = Expectations.of(UnsafeAcceptAnyImage())
+
+
+def _verify(raw: bytes, *, expected: Expectations = ANY, at: datetime | None = None) -> Appraisal:
+    return verify(raw, expected=expected, at=at or archived_time(raw), roots=[aws_root()])
+
+
+def _each(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=[path.stem for path in paths])
+
+
+def test_the_folder_has_documents_of_each_kind() -> None:
+    assert PRODUCTION
+    assert DEBUG
+    assert BAD_SIGNATURES
+
+
+@_each(PRODUCTION)
+def test_a_document_verifies_at_its_own_time(path: Path) -> None:
+    raw = path.read_bytes()
+    appraisal = _verify(raw)
+    assert appraisal.verdict is Verdict.VERIFIED
+    assert f"_{appraisal.timestamp.date()}_" in path.name
+    assert appraisal.root == aws_root()
+    assert appraisal.module_id in appraisal.chain[0].subject
+    _verify(raw, expected=Expectations.of(ImageIs.any_of([IMAGE, appraisal.measurements])))
+    _verify(raw, expected=ANY & RegisterIs(4, appraisal.pcrs[4]))
+
+
+@_each(PRODUCTION)
+def test_a_document_is_tagged_or_not_and_has_either_s(path: Path) -> None:
+    raw = path.read_bytes()
+    parts = list(cbor2.loads(raw))
+    assert _verify(b"\xd2" + raw) == _verify(raw)
+    assert _verify(cbor2.dumps([*parts[:3], malleate(parts[3])])) == _verify(raw)
+
+
+@_each(PRODUCTION)
+def test_a_document_is_refused_for_another_image_now_and_under_another_root(path: Path) -> None:
+    raw = path.read_bytes()
+    with pytest.raises(MeasurementMismatch):
+        _verify(raw, expected=Expectations.of(ImageIs.any_of([IMAGE])))
+    with pytest.raises(ClockOutOfStep, match="no longer valid"):
+        _verify(raw, at=datetime(2026, 11, 1, tzinfo=UTC))
+    with pytest.raises(ClockOutOfStep, match="not yet valid"):
+        _verify(raw, at=archived_time(raw) - timedelta(hours=4))
+    with pytest.raises(UntrustedChain):
+        verify(raw, expected=ANY, at=archived_time(raw), roots=[make_pki().root])
+
+
+@_each(PRODUCTION)
+def test_a_document_that_was_changed_is_refused(path: Path) -> None:
+    parts = list(cbor2.loads(path.read_bytes()))
+    instance = parse_document(parts[2]).pcrs[4]
+    changed = parts[2].replace(instance, bytes([instance[0] ^ 1]) + instance[1:])
+    for forged in (
+        cbor2.dumps([parts[0], parts[1], changed, parts[3]]),
+        cbor2.dumps([*parts[:3], parts[3][:-1] + bytes([parts[3][-1] ^ 1])]),
+        make_envelope(parts[2], make_pki().keys["leaf"]),
+    ):
+        with pytest.raises(BadSignature):
+            _verify(forged, at=archived_time(path.read_bytes()))
+
+
+@_each(DEBUG)
+def test_a_debug_document_is_refused_unless_allowed(path: Path) -> None:
+    raw = path.read_bytes()
+    for expected in (ANY, ANY & UnsafeAcceptDebug(), Expectations.of(ImageIs.any_of([IMAGE]))):
+        with pytest.raises(DebugEvidence):
+            _verify(raw, expected=expected)
+    allowed = Expectations.of(UnsafeAcceptDebug(development_only=False))
+    assert _verify(raw, expected=allowed).verdict is Verdict.DEBUG
+
+
+@_each(BAD_SIGNATURES)
+def test_a_bad_signature_is_refused_always(path: Path) -> None:
+    permissive = ANY & UnsafeAcceptDebug(development_only=False)
+    with pytest.raises(BadSignature):
+        _verify(path.read_bytes(), expected=permissive)
+
+
+@_each(PATHS)
+def test_pycose_reaches_the_same_verdict_on_the_signature(path: Path) -> None:
+    raw = path.read_bytes()
+    sign1 = parse_sign1(raw)
+    document = parse_document(sign1.payload)
+    moment = document.timestamp
+    chain = verify_chain(document.certificate, document.cabundle, roots=[aws_root()], at=moment, made_at=moment)
+    numbers = chain.key.public_numbers()
+    message = Sign1Message.from_cose_obj(list(cbor2.loads(raw)), allow_unknown_attributes=True)
+    message.key = EC2Key(crv="P_384", x=numbers.x.to_bytes(48, "big"), y=numbers.y.to_bytes(48, "big"))
+    try:
+        sign1.verify(chain.key)
+        verdict = True
+    except BadSignature:
+        verdict = False
+    assert bool(message.verify_signature()) is verdict is (path not in BAD_SIGNATURES)
