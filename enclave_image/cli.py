@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from attestation.console import Commands, emit, new_group, new_parser, say
+from attestation.files import write_whole
 from attestation.measurements import Measurements, dump_measurements
 
 from .config import DEFAULT_DIR, load_config
 from .eif import MAX_EIF, Eif, read_eif
 from .errors import MalformedEif
-from .files import write_whole
 from .lock import format_lock, load_lock
 from .recipe import build_image
 from .resolve import describe_change, resolve

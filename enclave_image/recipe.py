@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from attestation.console import say
+from attestation.files import write_whole
 from attestation.measurements import Measurements
 
 from .application import stage_application
@@ -21,7 +22,6 @@ from .config import ImageConfig, cache_dir, find_mirrors
 from .eif import SectionType, read_eif, write_eif
 from .errors import BuildFailed
 from .fetch import fetch_inputs
-from .files import write_whole
 from .initramfs import Tree, read_tree, write_cpio
 from .kernel import build_init, build_kernel, kernel_key
 from .lock import Lock, LockedPackage, Role

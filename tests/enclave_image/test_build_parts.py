@@ -15,13 +15,12 @@ from enclave_image.application import find_modules
 from enclave_image.cache import Cache, demand_space
 from enclave_image.config import DEFAULT_DIR, find_mirrors, load_config
 from enclave_image.errors import BuildFailed, MalformedConfig, NoSpace
-from enclave_image.files import write_whole
 from enclave_image.kernel import build_environment, check_config
 from enclave_image.lock import Archive
 from enclave_image.rootfs import load_trim, strip_elf
 from enclave_image.toolchain import check_log, needed_libraries, sandboxed
 
-# --- cache and files ---
+# --- cache ---
 
 
 def test_an_entry_appears_whole(tmp_path: Path) -> None:
@@ -47,23 +46,6 @@ def test_a_full_disk_is_named() -> None:
     with pytest.raises(NoSpace, match="too little room") as caught:
         demand_space(Path("/tmp"), 1 << 60)
     assert "XDG_CACHE_HOME" in str(caught.value.hint)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "image"
-    write_whole(target, b"old")
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_whole(target, bytes(2000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
 
 
 # --- configuration ---
