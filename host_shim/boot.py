@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: MIT
+"""One start of one isolate: fresh ports, fresh registers, fresh sockets; then its news until it serves, or fails.
+
+sockets -> parent's ports -> isolate -> relay (its gate closed) -> heartbeat -> policy taken -> serving -> gate open
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from attestation.errors import escape
+from attestation.measurements import Measurements
+from enclave_image.runtime.wire import PORT_API, Event
+
+from .children import Child, python_command
+from .console_log import ConsoleLog, read_some, tail
+from .dev_pki import Chain, DevelopmentRoot
+from .errors import IsolateDied, IsolateHalted, IsolateSilent
+from .isolate import Isolate, Running
+from .listen import Listener
+from .news import HALTS, Asked, Complaint, Ended, EventCode, Heartbeat, News, tell_event
+from .nsm_emulator import BootState, Identity, NsmEmulator
+from .parent_ports import ParentPorts
+from .report import Report
+from .state import Claim, Record, make_sockets, remove_sockets
+
+TENTATIVE_HEARTBEAT = 6.0  # seconds; with a KVM that works the heartbeat comes in one
+TENTATIVE_LIMIT = 30.0  # seconds
+LAST_WORDS = 0.3  # seconds in which an event may still arrive after its sender's machine has ended
+KEPT_COMPLAINTS = 20  # lines
+SHOWN_COMPLAINTS = 4  # lines
+KVM_BROKEN = ("KVM internal error", "kvm run failed", "failed to set MSR")  # QEMU prints it and hangs or aborts
+
+
+class Interrupted(Exception):
+    """The user asked for the end before the isolate served."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.signal = number
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What every start of one run shares."""
+
+    claim: Claim
+    listener: Listener
+    console: ConsoleLog
+    report: Report
+    root: DevelopmentRoot
+    log: int  # descriptor of supervisor.log
+    policy: bytes
+    policy_hash: bytes
+    role: str | None
+
+
+@dataclass(slots=True)
+class Boot:
+    """A started isolate and what is known of it."""
+
+    isolate: Isolate
+    running: Running
+    relay: Child
+    record: Record
+    setting: Setting
+    news: asyncio.Queue[News]
+    gate: int  # descriptor; the relay accepts once it is closed
+    awaited: str = "first sign of life"  # what it is waited for
+    complaints: list[str] = field(default_factory=list)
+    farewell: Event | None = None  # the event after which its end is no accident
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Every process, in the order in which they are stopped."""
+        return (self.relay, *self.running.children)
+
+    def open_gate(self) -> None:
+        """Let the relay accept; who connected before has waited in the backlog."""
+        if self.gate >= 0:
+            os.close(self.gate)
+            self.gate = -1
+
+    async def wait_until_serving(self, limit: float) -> None:
+        """Take news until the isolate serves; raise IsolateDied (or a kind of it) or Interrupted.
+
+        `limit` is in seconds. Where the isolate is tentative, limits are short: another way waits to be tried.
+        """
+        first = limit
+        if self.isolate.tentative:
+            first, limit = min(limit, TENTATIVE_HEARTBEAT), min(limit, TENTATIVE_LIMIT)
+        report = self.setting.report
+        try:
+            async with asyncio.timeout(limit), asyncio.timeout(first) as heartbeat:
+                while True:
+                    match news := await self.news.get():
+                        case Heartbeat():
+                            heartbeat.reschedule(None)
+                            self.awaited = "attestor"
+                            report.step("heartbeat answered")
+                        case EventCode(Event.ATTESTOR_READY):
+                            self.awaited = "taking of the policy"
+                            report.step(tell_event(Event.ATTESTOR_READY))
+                        case EventCode(Event.POLICY_TAKEN):
+                            self.awaited = "service"
+                            report.step(f"policy {self.setting.policy_hash.hex()} taken")
+                        case EventCode(Event.SERVING):
+                            self.awaited = ""
+                            report.step(tell_event(Event.SERVING))
+                            return
+                        case Asked(number):
+                            raise Interrupted(number)
+                        case _:
+                            await self.look(news)
+        except TimeoutError as error:
+            seconds = limit if heartbeat.when() is None else first
+            raise IsolateSilent(
+                self._with_console(f"the isolate did not come up: no {self.awaited} within {seconds:.0f} s"),
+                hint=f"veracruz enclave console {self.setting.claim.name}; for a slow machine, --boot-limit",
+            ) from error
+
+    async def look(self, news: News) -> None:
+        """Take news that may come at any time; raise IsolateDied or IsolateHalted if they are bad."""
+        match news:
+            case EventCode(event):
+                if event is not None and event.halts:
+                    raise self._halted(event)
+                self.setting.report.step(tell_event(event))
+            case Complaint(line):
+                self.setting.report.log(f"{self.running.guest.name}: {line}")
+                if self.isolate.accel == "kvm" and any(sign in line for sign in KVM_BROKEN):
+                    raise IsolateDied("QEMU says so", actual=line, hint="--accel tcg")
+            case Ended(child, code):
+                for word in await self.last_words():
+                    if isinstance(word, EventCode) and word.event is not None and word.event.halts:
+                        raise self._halted(word.event)
+                raise self._died(child, code)
+
+    async def last_words(self) -> list[News]:
+        """Return what still comes in after a machine has ended."""
+        await asyncio.sleep(LAST_WORDS)
+        words = []
+        while not self.news.empty():
+            words.append(self.news.get_nowait())
+        return words
+
+    def _halted(self, event: Event) -> IsolateHalted:
+        text, hint = HALTS.get(event, ("it does not say why", None))
+        return IsolateHalted(self._with_console(f"the isolate halted: {text}"), hint=hint)
+
+    def _died(self, child: Child, code: int) -> IsolateDied:
+        how = f"by {_signal_name(-code)}" if code < 0 else f"with exit code {code}"
+        claim = self.setting.claim
+        if child is not self.running.guest:
+            return IsolateDied(f"the {child.name} ended {how}, and the isolate with it", hint=f"see {claim.log}")
+        when = f" before its {self.awaited}" if self.awaited else ""
+        text = f"the isolate died{when}: {child.name} ended {how}"
+        text += "".join(f"\n  {child.name}: {line}" for line in self.complaints[-SHOWN_COMPLAINTS:])
+        return IsolateDied(self._with_console(text), hint=f"veracruz enclave console {claim.name}")
+
+    def _with_console(self, text: str) -> str:
+        lines = tail(self.setting.claim.console)
+        return text + ("".join(f"\n  console: {line}" for line in lines) or "\n  its console is empty")
+
+
+@contextlib.asynccontextmanager
+async def start_boot(
+    isolate: Isolate, setting: Setting, record: Record, news: asyncio.Queue[News]
+) -> AsyncIterator[Boot]:
+    """Start an isolate and all that it needs; everything is stopped and removed when the body ends."""
+    claim, report = setting.claim, setting.report
+    async with contextlib.AsyncExitStack() as stack:
+        sockets = make_sockets()
+        stack.callback(remove_sockets, sockets)
+        record = replace(record, sockets=str(sockets), isolate=isolate.kind, accel=isolate.accel)
+        claim.write(record)
+        base = sockets / "v"
+        ports = ParentPorts(str(base), policy=setting.policy, module=_module(isolate, setting), tell=news.put_nowait)
+        stack.push_async_callback(ports.close)
+        await ports.open()
+        running = await isolate.start(base, setting.log)
+        stack.callback(running.close)
+        stack.push_async_callback(running.stop)
+        accel = f" with {isolate.accel.upper()}" if isolate.accel else ""
+        report.step(f"started {running.guest.name}{accel} (pid {running.guest.pid})")
+        relay, gate = _start_relay(setting, f"{base}_{PORT_API}")
+        boot = Boot(isolate, running, relay, record, setting, news, gate)
+        stack.callback(boot.open_gate)
+        stack.push_async_callback(relay.stop)  # before the gate: nobody is let in at the end
+        boot.record = replace(record, children=tuple(filter(None, (child.identity for child in boot.children))))
+        claim.write(boot.record)
+        pump = asyncio.create_task(setting.console.pump(running.console))
+        tasks = [asyncio.create_task(_tell_end(child, news)) for child in boot.children]
+        tasks.append(asyncio.create_task(_tell_complaints(running.complaints, boot.complaints, news)))
+        stack.push_async_callback(_finish, tasks, pump)
+        yield boot
+
+
+def _module(isolate: Isolate, setting: Setting) -> NsmEmulator:
+    """Return this boot's module: fresh registers, a chain of its own."""
+    identity = Identity.random(setting.role)
+    state = BootState(isolate.measurements, identity, isolate.signer)
+    chain = Chain(setting.root.authority, module_id=identity.module_id)
+    return NsmEmulator(state, chain, clock=lambda: datetime.now(UTC))
+
+
+def _start_relay(setting: Setting, target: str) -> tuple[Child, int]:
+    gate, opener = os.pipe()
+    listener = setting.listener.fileno()
+    try:
+        relay = Child(
+            python_command(
+                "host_shim.relay", "--listen-fd", str(listener), "--gate-fd", str(gate), "--target", target
+            ),
+            name="relay", stderr=setting.log, pass_fds=[listener, gate],
+        )  # fmt: skip
+    except BaseException:
+        os.close(opener)
+        raise
+    finally:
+        os.close(gate)
+    return relay, opener
+
+
+async def _tell_end(child: Child, news: asyncio.Queue[News]) -> None:
+    news.put_nowait(Ended(child, await child.wait()))
+
+
+async def _tell_complaints(source: int | None, kept: list[str], news: asyncio.Queue[News]) -> None:
+    if source is None:
+        return
+    os.set_blocking(source, False)
+    while data := await read_some(source, 4096):
+        for line in data.decode("utf-8", "replace").splitlines():
+            kept[:] = [*kept[1 - KEPT_COMPLAINTS :], escape(line)]
+            news.put_nowait(Complaint(escape(line)))
+
+
+async def _finish(tasks: Sequence[asyncio.Task[None]], pump: asyncio.Task[None]) -> None:
+    for task in (*tasks, pump):
+        task.cancel()
+    await asyncio.gather(*tasks, pump, return_exceptions=True)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def show_measurements(report: Report, measurements: Measurements | None) -> None:
+    """Tell what the module reports as PCR0, PCR1 and PCR2."""
+    if measurements is None:
+        report.note("debug mode: PCR0, PCR1 and PCR2 are zero")
+        return
+    for index, value in enumerate(measurements.registers):
+        report.step(f"PCR{index} {value.hex()}")

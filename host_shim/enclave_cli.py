@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: MIT
+"""The host's verbs: `veracruz enclave run|list|console|stop`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from attestation.console import EXIT_INTERRUPTED, Commands, emit, new_group, new_parser, say
+from attestation.errors import EXIT_OK, UsageError
+from attestation.files import read_limited
+from attestation.limits import MAX_POLICY
+
+from .state import Isolates, Record, Stage
+
+STOP_TIMEOUT = 20.0  # seconds; a supervisor needs two times five for processes that do not listen
+STOP_PAUSE = 0.05  # seconds
+
+
+def add_verbs(commands: Commands) -> None:
+    """Add this package's verbs to the command line."""
+    enclave = new_group(commands, "enclave", summary="run isolates on this host")
+    _add_run(enclave)
+    listing = new_parser(enclave, "list", summary="show this user's isolates", run=list_isolates)
+    listing.add_argument("--all", action="store_true", help="also those that have ended")
+    console = new_parser(enclave, "console", summary="show what an isolate wrote to its console", run=show_console)
+    console.add_argument("name", metavar="NAME")
+    console.add_argument("-f", "--follow", action="store_true", help="go on until the isolate ends")
+    stop = new_parser(enclave, "stop", summary="end isolates", run=stop_isolates)
+    stop.add_argument("names", metavar="NAME", nargs="*")
+    stop.add_argument("--all", action="store_true", help="every isolate of this user that runs")
+
+
+def _add_run(enclave: Commands) -> None:
+    parser = new_parser(enclave, "run", summary="start an isolate and relay participants to it", run=run_isolate)
+    parser.add_argument("image", metavar="IMAGE.eif", type=Path, nargs="?", help="the image (`process` needs none)")
+    parser.add_argument("--policy", metavar="FILE", type=Path, required=True, help="the one policy of its life")
+    parser.add_argument("--isolate", choices=("qemu", "process"), default="qemu", help="default: qemu")
+    parser.add_argument(
+        "--listen", metavar="ENDPOINT", default="127.0.0.1:0",
+        help="ADDRESS:PORT or unix:PATH for participants (default 127.0.0.1:0, a free port)",
+    )  # fmt: skip
+    parser.add_argument("--name", metavar="NAME", help="default: isolate, isolate-2, ...")
+    parser.add_argument("--memory", metavar="MIB", type=int, default=512, help="default: 512")
+    parser.add_argument("--cpus", metavar="N", type=int, default=1, help="default: 1")
+    parser.add_argument(
+        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="auto: KVM if it works, else TCG"
+    )
+    parser.add_argument("--detach", action="store_true", help="return when it serves; end it with `enclave stop`")
+    parser.add_argument("--debug-mode", action="store_true", help="evidence with PCR0-2 zero, as Nitro's debug mode")
+    parser.add_argument("--role", metavar="ARN", help="the parent's IAM role, for PCR3")
+    parser.add_argument(
+        "--boot-limit", metavar="SECONDS", type=float, default=120.0, help="until it must serve (default 120)"
+    )
+
+
+def run_isolate(args: argparse.Namespace) -> int:
+    """Start an isolate; in the foreground, keep it until it ends."""
+    from .report import Report
+
+    if not 64 <= args.memory <= 1 << 20 or not 1 <= args.cpus <= 64 or not args.boot_limit > 0:
+        raise UsageError("the machine's size is out of range", expected="64 to 1048576 MiB, 1 to 64 processors")
+
+    def serve(report: Report, tell: Callable[[Mapping[str, Any]], None]) -> signal.Signals | None:
+        return _supervise(args, report, tell)
+
+    if args.detach:
+        from .detach import Tell, run_detached
+
+        def body(tell: Tell) -> int:
+            report = Report(lambda line: tell({"line": line}))
+
+            def serving(data: Mapping[str, Any]) -> None:
+                report.hush()
+                tell({"serving": data})
+
+            serve(report, serving)
+            return EXIT_OK
+
+        data = run_detached(body, show=say)
+        emit(args, data, f"{data['name']} {data['endpoint']}")
+        return EXIT_OK
+    asked = serve(Report(say), lambda data: emit(args, data, f"{data['name']} {data['endpoint']}"))
+    return EXIT_INTERRUPTED if asked is signal.SIGINT else EXIT_OK
+
+
+def _supervise(
+    args: argparse.Namespace, report: Any, serving: Callable[[Mapping[str, Any]], None]
+) -> signal.Signals | None:
+    from .dev_pki import open_root
+    from .listen import parse_endpoint
+    from .supervisor import Order, Supervisor
+
+    listen = parse_endpoint(args.listen)
+    if args.name is not None:
+        Isolates().directory(args.name)
+    policy = _read_policy(args.policy)
+    with contextlib.ExitStack() as stack:
+        isolates, works = _choose_isolates(args, stack)
+        _warn(report, policy, isolates)
+        order = Order(
+            isolates=isolates,
+            policy=policy.raw,
+            image=None if args.image is None or args.isolate == "process" else str(args.image.absolute()),
+            listen=listen,
+            name=args.name,
+            role=args.role,
+            boot_limit=args.boot_limit,
+            works=works,
+        )
+        root = open_root(lambda: datetime.now(UTC))
+        return Supervisor(order, root, report, lambda record: serving(_describe(record))).run(Isolates())
+
+
+def _read_policy(path: Path) -> Any:
+    from attestation.policy import parse_policy
+
+    return parse_policy(read_limited(path, limit=MAX_POLICY, what="policy"))
+
+
+def _choose_isolates(
+    args: argparse.Namespace, stack: contextlib.ExitStack
+) -> tuple[Sequence[Any], Callable[[Any], None]]:
+    """Return what to try, in order, and whom to tell what worked."""
+    if args.isolate == "process":
+        from .process import ProcessIsolate
+
+        return [ProcessIsolate()], lambda isolate: None
+    from enclave_image.eif import MAX_EIF, read_eif
+
+    from .accel import KvmVerdict
+    from .qemu import BootFiles, Machine, QemuIsolate, check_memory, choose_accelerators, find_qemu
+
+    if args.image is None:
+        raise UsageError("an image is needed", hint="veracruz image build --out FILE.eif")
+    qemu = find_qemu()
+    image = read_eif(read_limited(args.image, limit=MAX_EIF, what="image"))
+    machine = Machine(args.memory, args.cpus)
+    check_memory(machine, image.size)
+    files = stack.enter_context(BootFiles(image))
+    verdict = KvmVerdict(qemu.banner)
+    accelerators = choose_accelerators(args.accel, verdict)
+    isolates = [
+        QemuIsolate(qemu, files, machine, accel, tentative=tentative, debug_mode=args.debug_mode)
+        for accel, tentative in accelerators
+    ]
+    tried = any(isolate.tentative for isolate in isolates)
+    return isolates, lambda isolate: verdict.write(isolate.accel == "kvm") if tried else None
+
+
+def _warn(report: Any, policy: Any, isolates: Sequence[Any]) -> None:
+    """Say what participants will refuse. The host may run it all the same: it is not whom they trust."""
+    measurements = isolates[0].measurements
+    if measurements is not None and measurements not in policy.images:
+        report.note("the policy does not accept this image: its participants will refuse it")
+
+
+def _describe(record: Record) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "endpoint": record.endpoint,
+        "isolate": record.isolate,
+        "accel": record.accel,
+        "pid": record.supervisor.pid if record.supervisor else None,
+        "policy": record.policy,
+        "root": record.root,
+        "image": record.image,
+        "started": record.started,
+        "stage": record.stage.value,
+        "reason": record.reason,
+        "Measurements": record.measurements,
+    }
+
+
+def list_isolates(args: argparse.Namespace) -> int:
+    """Print this user's isolates."""
+    records = [record for record in Isolates().all() if args.all or record.stage.live]
+    rows = [("NAME", "STAGE", "ISOLATE", "ACCEL", "ENDPOINT", "STARTED")]
+    rows += [(r.name, r.stage.value, r.isolate, r.accel or "-", r.endpoint, r.started) for r in records]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    emit(args, {"isolates": [_describe(record) for record in records]}, "\n".join(lines))
+    return EXIT_OK
+
+
+def show_console(args: argparse.Namespace) -> int:
+    """Print an isolate's console, escaped."""
+    from .console_log import printable, read_console
+
+    if args.json and args.follow:
+        raise UsageError("--json prints one object, and --follow has no end")
+    isolates = Isolates()
+    record = isolates.find(args.name)
+    path = isolates.directory(args.name) / "console.log"
+    if args.json:
+        text = printable(b"".join(read_console(path, follow=False)))
+        emit(args, {"name": record.name, "lines": text.splitlines()}, "")
+        return EXIT_OK
+    for data in _until_ended(isolates, args.name, read_console(path, follow=args.follow)):
+        sys.stdout.write(printable(data))
+        sys.stdout.flush()
+    return EXIT_OK
+
+
+def _until_ended(isolates: Isolates, name: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass pieces on; end at the first pause after the isolate has ended."""
+    ended = False
+    for piece in pieces:
+        yield piece
+        if not piece:
+            if ended:
+                return
+            ended = not isolates.find(name).stage.live
+
+
+def stop_isolates(args: argparse.Namespace) -> int:
+    """End isolates; one that has ended already is no error."""
+    isolates = Isolates()
+    if bool(args.names) == args.all:
+        raise UsageError("which isolate is to be stopped?", expected="NAME ... or --all")
+    names = args.names or [record.name for record in isolates.all() if record.stage.live]
+    records = [stop_isolate(isolates, isolates.find(name)) for name in names]
+    emit(
+        args,
+        {"isolates": [_describe(record) for record in records]},
+        "\n".join(f"{record.name} {record.stage.value}: {record.reason}" for record in records),
+    )
+    return EXIT_OK
+
+
+def stop_isolate(isolates: Isolates, record: Record) -> Record:
+    """Ask the supervisor to end its isolate, kill it if it does not; return what is recorded then."""
+    supervisor = record.supervisor
+    if not record.stage.live or supervisor is None:
+        return record
+    deadline = time.monotonic() + STOP_TIMEOUT
+    supervisor.signal(signal.SIGTERM)
+    while supervisor.alive and time.monotonic() < deadline:
+        time.sleep(STOP_PAUSE)
+    if supervisor.signal(signal.SIGKILL):
+        while supervisor.alive:
+            time.sleep(STOP_PAUSE)
+    found = isolates.find(record.name)  # cleans up after one that was killed
+    return found if found.stage is not Stage.BOOTING else record

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""How a start tells of itself: each step as it happens, with its time, to the user and to supervisor.log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+MAX_LOG = 256 * 1024  # bytes of supervisor.log
+
+
+class Report:
+    """Shows lines through `show`, and writes them to a log once there is one."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show: Callable[[str], None] | None = show
+        self._start = time.monotonic()
+        self._log = -1
+        self._written = 0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+        return time.monotonic() - self._start
+
+    def log_to(self, path: Path) -> int:
+        """Log to a file from now on; return its descriptor, for helpers that write there too."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._log = os.open(path, flags, 0o600)
+        return self._log
+
+    def step(self, text: str) -> None:
+        """Tell that something has happened."""
+        self._tell(f"{self.elapsed:7.2f} s  {text}")
+
+    def note(self, text: str) -> None:
+        """Tell something that the user must know."""
+        self._tell(f"   note:    {text}")
+
+    def log(self, text: str) -> None:
+        """Write to the log alone."""
+        if self._log >= 0 and self._written < MAX_LOG:
+            line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n".encode("ascii", "backslashreplace")
+            self._written += len(line)
+            with contextlib.suppress(OSError):  # a full disk does not end an isolate
+                os.write(self._log, line)
+
+    def hush(self) -> None:
+        """Show no more; the log goes on."""
+        self._show = None
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
+
+    def _tell(self, line: str) -> None:
+        self.log(line)
+        if self._show is not None:
+            with contextlib.suppress(OSError):  # a closed terminal does not end an isolate
+                self._show(line)

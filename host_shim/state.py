@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: MIT
+"""What the host remembers of its isolates: one directory each, one lock that lives as long as its supervisor.
+
+    STATE/enclaves/NAME/    state.json (whole or absent), console.log, console.log.1, supervisor.log, lock
+    RUN/veracruz-XXXXXXXX/  the isolate's sockets; a short path, since Unix socket paths end at 107 bytes
+
+The lock (flock) tells a live supervisor from a dead one, whatever happened to it; what a dead one left is cleaned up by
+whoever meets it first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from attestation.errors import EnvironmentLacks, UsageError
+from attestation.files import write_whole
+
+from .children import ProcessId
+from .errors import NameTaken, NoSuchIsolate, UnsafeState
+
+NAME_FORM = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+MAX_STATE = 64 * 1024  # bytes of a state.json
+MAX_SOCKET_PATH = 107  # bytes; unix(7), sun_path without its NUL
+LONGEST_PORT = len("_65535")
+SOCKETS_PREFIX = "veracruz-"
+
+
+class Stage(StrEnum):
+    """How far an isolate is."""
+
+    BOOTING = "booting"
+    SERVING = "serving"
+    ENDED = "ended"  # as it should: asked to stop, or shut down by its participants
+    FAILED = "failed"
+    LOST = "lost"  # its supervisor was killed
+
+    @property
+    def live(self) -> bool:
+        """Whether a supervisor should be there."""
+        return self in (Stage.BOOTING, Stage.SERVING)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One isolate's state.json."""
+
+    name: str
+    stage: Stage
+    isolate: str
+    endpoint: str
+    image: str | None
+    policy: str  # hex64: SHA-256 of the policy
+    measurements: dict[str, str]  # nitro-cli's names; what the NSM reports
+    root: str  # path of the development root's PEM
+    started: str  # RFC 3339, UTC
+    accel: str | None = None
+    supervisor: ProcessId | None = None
+    children: tuple[ProcessId, ...] = field(default=())
+    sockets: str | None = None
+    reason: str | None = None
+
+    def dump(self) -> bytes:
+        """Return the file's bytes."""
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
+    @classmethod
+    def load(cls, raw: bytes) -> Record:
+        """Parse the file; raise ValueError, TypeError or KeyError for anything that `dump` does not write."""
+        value = json.loads(raw)
+        supervisor = value.pop("supervisor")
+        children = value.pop("children")
+        return cls(
+            **{**value, "stage": Stage(value["stage"])},
+            supervisor=ProcessId(**supervisor) if supervisor else None,
+            children=tuple(ProcessId(**child) for child in children),
+        )
+
+
+def state_home() -> Path:
+    """Return our directory for state (XDG base directory specification: relative values are ignored)."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "state") / "veracruz"
+
+
+def make_private(path: Path) -> None:
+    """Make a directory that is its owner's alone, or check that it is; raise UnsafeState."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise EnvironmentLacks(f"cannot make the directory {path}: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise UnsafeState(
+            f"{path} is not this user's own directory",
+            expected=f"owner {os.geteuid()}, not writable by others",
+            actual=f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}",
+            hint=f"look at it, then: chmod 700 {path}",
+        )
+
+
+class Isolates:
+    """All isolates of this user on this host."""
+
+    def __init__(self, home: Path | None = None) -> None:
+        self._base = (home or state_home()) / "enclaves"
+
+    def directory(self, name: str) -> Path:
+        """Return an isolate's directory, there or not; raise UsageError for a name of another form."""
+        if not NAME_FORM.fullmatch(name):
+            raise UsageError("the isolate's name has another form", expected="up to 63 of a-z 0-9 . _ -", actual=name)
+        return self._base / name
+
+    def names(self) -> list[str]:
+        """Return the names of all isolates that left a trace."""
+        try:
+            return sorted(path.name for path in self._base.iterdir() if NAME_FORM.fullmatch(path.name))
+        except FileNotFoundError:
+            return []
+
+    def find(self, name: str) -> Record:
+        """Return an isolate's record, after cleaning up if its supervisor is dead; raise NoSuchIsolate."""
+        directory = self.directory(name)
+        if not (directory / "state.json").exists():
+            raise NoSuchIsolate("no isolate of this name", actual=name, hint="veracruz enclave list --all")
+        record = self._read(directory)
+        if record.stage.live and not (record.supervisor and record.supervisor.alive):
+            with contextlib.suppress(NameTaken), self._locked(name):  # taken: somebody else cleans, or starts anew
+                return self._clean_up(name)
+        return record
+
+    def all(self) -> list[Record]:
+        """Return every isolate's record; one that cannot be read is left out."""
+        records = []
+        for name in self.names():
+            with contextlib.suppress(NoSuchIsolate, UnsafeState):
+                records.append(self.find(name))
+        return records
+
+    @contextlib.contextmanager
+    def claim(self, name: str | None) -> Iterator[Claim]:
+        """Hold a name for the body; without one, the first free of isolate, isolate-2, ... Raise NameTaken."""
+        make_private(self._base)
+        with contextlib.ExitStack() as stack:
+            if name is not None:
+                stack.enter_context(self._locked(name))
+            else:
+                name = self._lock_any(stack)
+            with contextlib.suppress(NoSuchIsolate, UnsafeState):
+                self._clean_up(name)
+            directory = self.directory(name)
+            for left in ("state.json", "console.log", "console.log.1", "supervisor.log"):
+                (directory / left).unlink(missing_ok=True)
+            yield Claim(name, directory)
+
+    def _lock_any(self, stack: contextlib.ExitStack) -> str:
+        number = 1
+        while True:
+            name = "isolate" if number == 1 else f"isolate-{number}"
+            try:
+                stack.enter_context(self._locked(name))
+            except NameTaken:
+                number += 1
+            else:
+                return name
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        directory = self.directory(name)
+        make_private(directory)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise NameTaken(
+                    "an isolate of this name runs already", actual=name, hint=f"veracruz enclave stop {name}"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _read(self, directory: Path) -> Record:
+        path = directory / "state.json"
+        try:
+            with path.open("rb") as file:
+                raw = file.read(MAX_STATE)
+            return Record.load(raw)
+        except FileNotFoundError as error:
+            raise NoSuchIsolate("no isolate of this name", actual=directory.name) from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UnsafeState(f"{path} is damaged", actual=error, hint=f"rm {path}") from error
+
+    def _clean_up(self, name: str) -> Record:
+        """Under the lock: end and remove what a supervisor left that did not end by itself."""
+        directory = self.directory(name)
+        record = self._read(directory)
+        if not record.stage.live:
+            return record
+        for child in record.children:  # they die with their parent; this is for the one that escaped
+            child.signal(signal.SIGKILL)
+        if record.sockets is not None:
+            remove_sockets(Path(record.sockets))
+        record = replace(
+            record, stage=Stage.LOST, supervisor=None, children=(), sockets=None, reason="its supervisor was killed"
+        )
+        write_whole(directory / "state.json", record.dump(), mode=0o600)
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A name that this process holds."""
+
+    name: str
+    directory: Path
+
+    def write(self, record: Record) -> None:
+        """Write state.json, whole or not at all."""
+        write_whole(self.directory / "state.json", record.dump(), mode=0o600)
+
+    @property
+    def console(self) -> Path:
+        """The file of what the guest wrote to its console."""
+        return self.directory / "console.log"
+
+    @property
+    def log(self) -> Path:
+        """The file of what the supervisor did."""
+        return self.directory / "supervisor.log"
+
+
+def make_sockets() -> Path:
+    """Make the private directory of an isolate's sockets, on a short path."""
+    for base in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):
+        if not base.startswith("/") or len(os.fsencode(base)) > MAX_SOCKET_PATH - 32:
+            continue
+        with contextlib.suppress(OSError):
+            return Path(tempfile.mkdtemp(prefix=SOCKETS_PREFIX, dir=base))
+    raise EnvironmentLacks(
+        "no directory for the isolate's sockets", hint="set XDG_RUNTIME_DIR or TMPDIR to a short, writable directory"
+    )
+
+
+def remove_sockets(path: Path) -> None:
+    """Remove a directory that `make_sockets` made; anything else is left alone."""
+    with contextlib.suppress(OSError):
+        found = path.lstat()
+        if path.name.startswith(SOCKETS_PREFIX) and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: MIT
+"""The vsock device (virtio 1.2, 5.10): serves the guest's two queues and answers each of its packets."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from . import packet
+from .connection import Outcome, State
+from .connections import Connections
+from .errors import FaultLog, GuestFault
+from .inbox import Inbox
+from .packet import HEADER, HEADER_SIZE, MAX_PAYLOAD, PARENT_CIDS, Address, Header, split
+from .virtqueue import Views, Virtqueue
+
+TRANSMIT_BATCH = 16  # packets from the guest before the host's bytes have their turn
+RECEIVE_BATCH = 16  # connections served before the guest's packets have theirs
+MAX_RESETS = 1024  # resets that wait for buffers before we read no more packets; Linux's vhost stops likewise
+
+
+class Device:
+    """The guest's side of all connections, while the guest's driver runs (between `attach` and `detach`)."""
+
+    def __init__(self, connections: Connections, log: FaultLog, *, guest_cid: int) -> None:
+        self._connections = connections
+        self._log = log
+        self._guest_cid = guest_cid
+        self._inbox: Inbox | None = None
+        self._outbox: Virtqueue | None = None
+        self._resets: deque[Address] = deque()
+
+    @property
+    def running(self) -> bool:
+        """Whether a guest is there."""
+        return self._inbox is not None
+
+    def attach(self, receive: Virtqueue, transmit: Virtqueue) -> None:
+        """Serve these queues from now on."""
+        self._inbox = Inbox(receive, self._guest_cid)
+        self._outbox = transmit
+
+    def detach(self) -> None:
+        """Serve the queues no more, after a last look at what the guest sent: it may have been its last word."""
+        if self._inbox is None or self._outbox is None:
+            return
+        try:
+            self._receive(self._outbox, 1 << 16, limit_resets=False)
+            self._outbox.publish()
+            self._inbox.release()
+        except GuestFault as fault:
+            self._log.note(fault.what)
+        self._inbox = self._outbox = None
+
+    def lose_guest(self) -> None:
+        """Drop every connection: the guest was reset, or has gone."""
+        self._connections.lose_all()
+        self._resets.clear()
+
+    def service(self) -> bool:
+        """Do some of the work on both queues; return whether there is more to do at once."""
+        self._connections.expire(self._refuse)
+        if self._inbox is None or self._outbox is None:
+            return False
+        try:
+            more = self._receive(self._outbox, TRANSMIT_BATCH)
+            paused = len(self._resets) >= MAX_RESETS
+            more = self._deliver(self._inbox) or more
+            # Side by side: QEMU wakes once, and raises one interrupt for both.
+            self._outbox.publish()
+            self._inbox.publish()
+            return more or (paused and len(self._resets) < MAX_RESETS)
+        except GuestFault as fault:
+            self._log.note(f"the device stops until the guest is reset: {fault.what}")
+            self._inbox = self._outbox = None
+            self.lose_guest()
+            return False
+
+    # From the guest
+
+    def _receive(self, outbox: Virtqueue, batch: int, *, limit_resets: bool = True) -> bool:
+        for _ in range(batch):
+            if limit_resets and len(self._resets) >= MAX_RESETS:
+                more = False  # until the guest offers buffers for them
+                break
+            chain = outbox.pop()
+            if chain is None:
+                more = outbox.arm()
+                if more:
+                    continue
+                break
+            head, readable, writable = chain
+            if writable:
+                raise GuestFault("a transmit buffer is writable")
+            self._take(readable)
+            outbox.push(head, 0)
+        else:
+            more = True
+        return more
+
+    def _take(self, views: Views) -> None:
+        """Answer one packet. A packet that breaks the rules costs the guest that connection."""
+        if views and len(views[0]) >= HEADER_SIZE:
+            payload = [views[0][HEADER_SIZE:], *views[1:]]
+            header = Header._make(HEADER.unpack_from(views[0]))
+        else:
+            front, payload = split(views, HEADER_SIZE)
+            raw = b"".join(front)
+            if len(raw) != HEADER_SIZE:
+                raise GuestFault("a packet is shorter than its header")
+            header = Header._make(HEADER.unpack(raw))
+        if header.src_cid != self._guest_cid:
+            self._log.note("a packet with a false source is dropped")
+            return
+        address = Address(header.dst_cid, header.dst_port, header.src_port)
+        available = sum(map(len, payload))
+        if header.length != available:
+            if header.length > min(available, MAX_PAYLOAD):
+                self._fault(address, "a packet is shorter than it says")
+                return
+            payload = split(payload, header.length)[0]
+        if header.length > MAX_PAYLOAD or (header.length and header.op != packet.RW):
+            self._fault(address, "a packet has a payload of the wrong length")
+        elif header.type != packet.STREAM or header.dst_cid not in PARENT_CIDS:
+            if header.op != packet.RST:
+                self._refuse(address)
+        elif header.op == packet.REQUEST:
+            self._open(address, header)
+        else:
+            self._advance(address, header, payload)
+
+    def _open(self, address: Address, header: Header) -> None:
+        if self._connections.get(address) is not None:
+            self._fault(address, "a connection is opened twice")
+            return
+        connection = self._connections.dial(address)
+        if connection is None:
+            self._refuse(address)
+        else:
+            connection.learn_credit(header)
+
+    def _advance(self, address: Address, header: Header, payload: Views) -> None:
+        connection = self._connections.get(address)
+        if connection is None:
+            if header.op != packet.RST:
+                self._refuse(address)
+            return
+        connection.learn_credit(header)
+        match header.op, connection.state:
+            case packet.RW, State.OPEN:
+                if not connection.take(payload, header.length):
+                    self._fault(address, "a packet exceeds its credit")
+                    return
+            case packet.CREDIT_UPDATE, State.OPEN:
+                pass
+            case packet.CREDIT_REQUEST, State.OPEN:
+                connection.owe_credit()
+            case packet.SHUTDOWN, State.OPEN:
+                if connection.shut_by_guest(header.flags):
+                    # Linux waits 8 s for this reset before it forgets the connection.
+                    self._refuse(address)
+                    self._connections.lose(connection)
+                    return
+            case packet.RESPONSE, State.REQUESTED:
+                self._connections.answered(connection)
+            case packet.RST, _:
+                self._connections.lose(connection)
+                return
+            case packet.SHUTDOWN, State.DIALLING:
+                self._refuse(address)
+                self._connections.close(connection)
+                return
+            case _:
+                self._fault(address, "a packet does not fit its connection")
+                return
+        self._connections.wake(connection)
+
+    def _fault(self, address: Address, line: str) -> None:
+        self._log.note(line)
+        connection = self._connections.get(address)
+        if connection is not None:
+            self._connections.lose(connection)
+        self._refuse(address)
+
+    def _refuse(self, address: Address) -> None:
+        self._resets.append(address)
+
+    # To the guest
+
+    def _deliver(self, inbox: Inbox) -> bool:
+        starved = False
+        while self._resets and not starved:
+            if inbox.send(self._resets[0], packet.RST):
+                self._resets.popleft()
+            else:
+                starved = True
+        ready = self._connections.ready
+        for _ in range(min(len(ready), RECEIVE_BATCH)):
+            if starved:
+                break
+            connection = ready.popleft()
+            connection.queued = False
+            if connection.state in (State.CLOSED, State.DRAINING):
+                continue
+            match connection.deliver(inbox):
+                case Outcome.IDLE:
+                    pass
+                case Outcome.MORE:
+                    self._connections.wake(connection)
+                case Outcome.STARVED:
+                    connection.queued = True
+                    ready.appendleft(connection)
+                    starved = True
+                case Outcome.OVER:
+                    self._connections.close(connection)
+                case Outcome.BROKEN:
+                    self._refuse(connection.address)
+                    self._connections.close(connection)
+        return inbox.arm() if starved else bool(ready or self._resets)

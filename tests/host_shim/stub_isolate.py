@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""An isolate whose guest is `stub_guest`: the real interface, real processes and sockets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from attestation.measurements import Measurements
+from host_shim.children import Child, python_command
+from host_shim.isolate import Running
+
+
+@dataclass(frozen=True, slots=True)
+class StubIsolate:
+    """Lives or dies in the way that it is given."""
+
+    way: str = "serves"
+    accel: str | None = None
+    tentative: bool = False
+    kind: str = "stub"
+    caution: str = "a stub"
+    measurements: Measurements | None = None
+    signer: bytes | None = None
+
+    async def start(self, base: Path, log: int) -> Running:
+        """Start the guest."""
+        console, console_end = os.pipe()
+        complaints, complaints_end = os.pipe()
+        guest = Child(
+            python_command("tests.host_shim.stub_guest", str(base), self.way),
+            name="stub guest", stdout=console_end, stderr=complaints_end,
+        )  # fmt: skip
+        os.close(console_end)
+        os.close(complaints_end)
+        return Running(guest, (), console, complaints)
