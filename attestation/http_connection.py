@@ -91,13 +91,13 @@ class Connection:
         self.usable = False
         try:
             whole = self._send(method, target, headers or {}, body, timeout=timeout)
-            incoming = self._await(method, limit=limit, timeout=timeout)
-            if incoming.status >= 300:
-                refusal = parse_refusal(incoming.status, b"".join(incoming))
+            with self._await(method, limit=limit, timeout=timeout) as incoming:
+                if incoming.status >= 300:
+                    refusal = parse_refusal(incoming.status, b"".join(incoming))
+                    self.usable = whole and incoming.reusable
+                    raise refusal
+                yield incoming
                 self.usable = whole and incoming.reusable
-                raise refusal
-            yield incoming
-            self.usable = whole and incoming.reusable
         finally:
             if not self.usable:
                 self.close()
@@ -138,17 +138,21 @@ class Connection:
                 return False  # it may have said why before it stopped reading
         return True
 
-    def _await(self, method: str, *, limit: int, timeout: float) -> Incoming:
+    @contextlib.contextmanager
+    def _await(self, method: str, *, limit: int, timeout: float) -> Iterator[Incoming]:
         source = _Source(self._tls, time.monotonic() + timeout)
         response = http.client.HTTPResponse(source, method=method)  # type: ignore[arg-type]  # it calls makefile alone
-        with self._errors("answered"):
-            response.begin()
-        self._answered = True
-        incoming = Incoming(response, source, method=method, peer=self._peer)
-        most = MAX_REFUSAL if incoming.status >= 300 else limit
-        if incoming.length > most:
-            raise MalformedAnswer("an answer is too large", expected=f"at most {most} bytes", actual=incoming.length)
-        return incoming
+        with contextlib.closing(response):
+            with self._errors("answered"):
+                response.begin()
+            self._answered = True
+            incoming = Incoming(response, source, method=method, peer=self._peer)
+            most = MAX_REFUSAL if incoming.status >= 300 else limit
+            if incoming.length > most:
+                raise MalformedAnswer(
+                    "an answer is too large", expected=f"at most {most} bytes", actual=incoming.length
+                )
+            yield incoming
 
     def _write(self, data: bytes, deadline: float) -> None:
         self._tls.settimeout(_left(deadline))

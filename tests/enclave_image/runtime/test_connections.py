@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 from collections.abc import Iterator
@@ -151,9 +152,10 @@ def test_a_budget_bounds_what_strangers_cost(alice: Party) -> None:
 def test_strangers_who_hold_connections_keep_no_participant_out_for_long(alice: Party) -> None:
     with isolate(make_policy(alice)) as ran, ran.connect(alice) as early:
         held: list[Client] = []
-        with pytest.raises(OSError):  # noqa: PT011
+        with contextlib.suppress(OSError):
             for _ in range(40):
                 held.append(ran.connect(None))
+        assert 0 < len(held) <= 24
         assert early.ask("GET", "/v1/policy").status == 200
         for client in held:
             client.close()

@@ -200,7 +200,8 @@ def test_deletes(as_alice: Client) -> None:
 def test_takes_a_body_that_waits_for_100_continue(house: Isolate, alice: Party) -> None:
     body = b"waited"
     head = (
-        f"PUT /v1/files/input/alice/waited HTTP/1.1\r\nHost: i\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n"
+        f"PUT /v1/files/input/alice/waited HTTP/1.1\r\nHost: i\r\nExpect: 100-continue\r\n"
+        f"Content-Length: {len(body)}\r\n"
         f"X-Content-SHA256: {hashlib.sha256(body).hexdigest()}\r\n\r\n"
     )
     with house.connect(alice) as client:

@@ -166,9 +166,9 @@ def test_the_i386_door_is_shut(walls: Jail) -> None:
 def test_sees_its_tree_alone_and_as_nobody_in_particular(walls: Jail) -> None:
     def attempt() -> dict[str, object]:
         found: dict[str, object] = {
-            "root": sorted(os.listdir("/")),
-            "beside": sorted(os.listdir("/..")),
-            "owner": os.stat("/mine").st_uid,
+            "root": sorted(path.name for path in Path("/").iterdir()),
+            "beside": sorted(path.name for path in Path("/..").iterdir()),
+            "owner": Path("/mine").stat().st_uid,
         }
         for path in ("/theirs", "/proc/self/mem", "/dev/nsm", "/dev/null", "/sys", "/etc/passwd", "/new"):
             try:

@@ -124,7 +124,7 @@ def test_a_policy_whose_time_is_over_is_not_served(start: Start, alice: Party) -
 
 def test_a_module_that_stops_answering_ends_it(start: Start, alice: Party) -> None:
     ran = start(make_policy(alice))
-    ran.host.emulator.answer = lambda _: b"\xff"  # type: ignore[method-assign]
+    ran.host.emulator.answer = lambda _: b"\xff"  # type: ignore[method-assign, assignment]
     with ran.connect(None) as client, pytest.raises(OSError):  # noqa: PT011
         client.ask("GET", f"/v1/attestation?nonce={NONCE.hex()}")
     ran.host.wait_for(Event.HALT_NSM)

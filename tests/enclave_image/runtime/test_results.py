@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from attestation.policy import Participant, Policy, Program, Right, Rights, RunLimits, parse_policy
-from enclave_image.runtime.blobs import Blobs
 from enclave_image.runtime.results import Results, ResultsRefused, collect, read_stream
 from enclave_image.runtime.staging import STDOUT, Staging, find_preopens, make_staging
 from enclave_image.runtime.store import Store
@@ -32,7 +31,7 @@ def policy(alice: Party) -> Policy:
 
 @pytest.fixture
 def store(policy: Policy, tmp_path: Path) -> Store:
-    return Store(policy, Blobs(tmp_path / "store"))
+    return Store(policy, tmp_path / "store")
 
 
 def put(store: Store, party: Participant, path: str, content: bytes) -> None:
@@ -52,7 +51,7 @@ class Tree:
         self.tree = self.staging.root / "tree"
 
     def collect(self) -> Results:
-        return collect(self.staging, program=self.program, store=self.store)
+        return collect(self.staging, program=self.program, store=self.store, owner="alice")
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""`veracruz image` as a user meets it: output, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from enclave_image.config import DEFAULT_DIR
+from enclave_image.eif import SectionType, write_eif
+from host_shim.cli import main
+
+IMAGE = write_eif(
+    [
+        (SectionType.KERNEL, b"kernel"),
+        (SectionType.CMDLINE, b"console=ttyS0"),
+        (SectionType.METADATA, b"{}"),
+        (SectionType.RAMDISK, b"boot"),
+        (SectionType.RAMDISK, b"application"),
+    ]
+)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.eif"
+    path.write_bytes(IMAGE)
+    return path
+
+
+def test_describes_an_image_under_nitro_clis_names(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["image", "describe", str(image), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert set(data["Measurements"]) == {"HashAlgorithm", "PCR0", "PCR1", "PCR2"}
+    assert [row["type"] for row in data["sections"]] == ["kernel", "cmdline", "metadata", "ramdisk", "ramdisk"]
+    assert data["command_line"] == "console=ttyS0"
+    assert data["signed"] is False
+
+
+def test_describes_an_image_in_words(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["image", "describe", str(image)]) == 0
+    out = capsys.readouterr().out
+    assert "PCR0  " in out
+    assert "console=ttyS0" in out
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda raw: raw[:-3], "truncated"),
+        (lambda raw: raw[:562] + b"X" + raw[563:], "CRC-32"),
+        (lambda raw: b"\x7fELF" + raw, "no EIF"),
+        (lambda raw: b"", "size"),
+        (lambda raw: b"\x1b[31m" * 200, "no EIF"),
+    ],
+    ids=["truncated", "corrupt", "another file", "empty", "terminal codes"],
+)
+def test_a_damaged_image_is_named_with_its_fault(
+    image: Path, capsys: pytest.CaptureFixture[str], damage: object, words: str
+) -> None:
+    assert callable(damage)
+    image.write_bytes(damage(IMAGE))
+    assert main(["image", "describe", str(image)]) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert str(image) in err
+    assert "hint: " in err
+    assert "Traceback" not in err
+    assert "\x1b[31m" not in err
+
+
+def test_a_missing_image_is_an_error_of_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["image", "describe", str(tmp_path / "absent.eif")]) == 3
+    assert "absent.eif" in capsys.readouterr().err
+
+
+def test_offline_with_an_empty_cache_names_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "image.eif"
+    assert main(["image", "build", "--out", str(out), "--offline"]) == 3
+    assert "linux-source-6.12" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_lock_that_was_tampered_with_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(DEFAULT_DIR, tmp_path / "config")
+    lock = tmp_path / "config/enclave.lock"
+    lock.write_text(lock.read_text().replace('sha256 = "', 'sha256 = "zz', 1))
+    words = ["image", "build", "--out", str(tmp_path / "x.eif"), "--config", str(tmp_path / "config"), "--json"]
+    assert main(words) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["slug"] == "malformed-config"
