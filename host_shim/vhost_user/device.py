@@ -11,7 +11,7 @@ from .connections import Connections
 from .errors import FaultLog, GuestFault
 from .inbox import Inbox
 from .packet import HEADER, HEADER_SIZE, MAX_PAYLOAD, PARENT_CIDS, Address, Header, split
-from .virtqueue import Views, Virtqueue
+from .virtqueue import MAX_SIZE, Views, Virtqueue
 
 TRANSMIT_BATCH = 16  # packets from the guest before the host's bytes have their turn
 RECEIVE_BATCH = 16  # connections served before the guest's packets have theirs
@@ -44,7 +44,7 @@ class Device:
         if self._inbox is None or self._outbox is None:
             return
         try:
-            self._receive(self._outbox, 1 << 16, limit_resets=False)
+            self._receive(self._outbox, MAX_SIZE, limit_resets=False)
             self._outbox.publish()
             self._inbox.release()
         except GuestFault as fault:

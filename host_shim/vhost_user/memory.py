@@ -27,7 +27,8 @@ class Region:
 class Memory:
     """All regions of one memory table; views of it keep the mapping alive as long as they live themselves.
 
-    Slices of a memoryview clip silently, so every access goes through the bounds checks here.
+    Slices of a memoryview clip silently, so every access goes through the bounds checks here. A QEMU that shrinks its
+    file afterwards ends this process by SIGBUS: its own isolate's loss, and the guest cannot cause it.
     """
 
     def __init__(self, regions: Sequence[Region]) -> None:

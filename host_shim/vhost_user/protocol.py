@@ -11,7 +11,6 @@ import array
 import os
 import socket
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -161,13 +160,3 @@ class Channel:
         """Close descriptors of a message that never became whole; the socket is the caller's."""
         while self._fds:
             os.close(self._fds.pop())
-
-
-def pack_message(request: int, payload: bytes, *, flags: int = 0) -> bytes:
-    """Return a frontend's message (QEMU's side; the tests' fake driver uses it)."""
-    return HEADER.pack(request, VERSION | flags, len(payload)) + payload
-
-
-def pack_regions(regions: Sequence[tuple[int, int, int, int]]) -> bytes:
-    """Return the payload of SET_MEM_TABLE: (guest address, size, QEMU's address, offset) a region."""
-    return TABLE.pack(len(regions), 0) + b"".join(REGION.pack(*region) for region in regions)

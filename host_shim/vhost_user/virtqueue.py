@@ -77,9 +77,15 @@ class Virtqueue:
             if self._armed:
                 self._disarm()
         head = self._available[2 + self.next % self._size]
-        readable, writable = self._walk(head)
+        if head >= self._size:
+            raise GuestFault("a descriptor's index lies outside its table")
+        address, length, flags, _ = _DESCRIPTOR.unpack_from(self._table, head * 16)
+        if flags == _WRITE:  # by far the most: one descriptor, for us to fill
+            chain: tuple[int, Views, Views] = head, [], [self._memory.view(address, length)]
+        else:
+            chain = head, *self._walk(head)
         self.next = (self.next + 1) & 0xFFFF
-        return head, readable, writable
+        return chain
 
     def _walk(self, index: int) -> tuple[Views, Views]:
         table: memoryview | bytes = self._table

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,18 @@ from host_shim.vhost_user.protocol import (
     CONFIG,
     FLAG_NEED_REPLY,
     NO_FD,
+    REGION,
     RING_ADDRESS,
     RING_STATE,
+    TABLE,
     U64,
+    VERSION,
     Feature,
     ProtocolFeature,
     Request,
-    pack_message,
-    pack_regions,
+)
+from host_shim.vhost_user.protocol import (
+    HEADER as MESSAGE,
 )
 
 GUEST_CID = 4
@@ -50,6 +54,16 @@ _RECEIVE_SIZE = 0x1000
 _TRANSMIT_SIZE = 0x4000
 
 
+def pack_message(request: int, payload: bytes, *, flags: int = 0) -> bytes:
+    """Return a vhost-user message of QEMU's."""
+    return MESSAGE.pack(request, VERSION | flags, len(payload)) + payload
+
+
+def pack_regions(regions: Sequence[tuple[int, int, int, int]]) -> bytes:
+    """Return the payload of SET_MEM_TABLE: (guest address, size, QEMU's address, offset) a region."""
+    return TABLE.pack(len(regions), 0) + b"".join(REGION.pack(*region) for region in regions)
+
+
 class Ring:
     """The driver's half of one split ring."""
 
@@ -57,6 +71,7 @@ class Ring:
         self.index = index
         self.at = index * _RINGS
         self.memory = driver.memory
+        self.words = memoryview(driver.memory).cast("H")
         self.kick = os.eventfd(0, os.EFD_NONBLOCK)
         self.call = os.eventfd(0, os.EFD_NONBLOCK)
         self.available = self.at + 16 * RING
@@ -72,18 +87,18 @@ class Ring:
         """Make a chain available."""
         struct.pack_into("<H", self.memory, self.available + 4 + 2 * (self.filled % RING), head)
         self.filled = (self.filled + 1) & 0xFFFF
-        struct.pack_into("<H", self.memory, self.available + 2, self.filled)
+        self.words[self.available // 2 + 1] = self.filled  # one 16-bit store: struct would write byte by byte
         if kick:
             os.eventfd_write(self.kick, 1)
 
     def take_used(self) -> tuple[int, int] | None:
         """Return the next used chain's head and length, or None."""
-        if struct.unpack_from("<H", self.memory, self.used + 2)[0] == self.seen:
+        if self.words[self.used // 2 + 1] == self.seen:
             return None
         head, length = struct.unpack_from("<II", self.memory, self.used + 4 + 8 * (self.seen % RING))
         self.seen = (self.seen + 1) & 0xFFFF
         # 2.7.7: interrupt me at the next one; also clears what a hostile test has written here.
-        struct.pack_into("<H", self.memory, self.available + 4 + 2 * RING, self.seen)
+        self.words[self.available // 2 + 2 + RING] = self.seen
         return head, length
 
 
@@ -109,6 +124,7 @@ class FakeDriver:
         for ring in self.rings:
             os.close(ring.kick)
             os.close(ring.call)
+            ring.words.release()
         self.memory.close()
         os.close(self.memfd)
 
@@ -315,6 +331,13 @@ class BackendProcess:
     def descriptors(self) -> int:
         """Return how many descriptors the process has open."""
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def settle(self, descriptors: int) -> None:
+        """Wait until it has at most so many descriptors open: it closes sockets at the end of a round."""
+        deadline = time.monotonic() + WAIT_S
+        while self.descriptors() > descriptors:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
     def stop(self) -> str:
         """End it as the supervisor does; return what it logged. It must still be alive, and end well."""

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
 from attestation.nsm import DescribeNsm, encode_request
 from enclave_image.runtime.frames import recv_frame, send_frame
@@ -70,10 +71,15 @@ def main(base: str, way: str) -> int:
         return 0
     serve(ports)
     events.sendall(bytes([Event.SERVING]))
+    way, _, helper = way.partition("-after-")
     if way == "agreed":
         events.sendall(bytes([Event.SHUTDOWN_AGREED]))
+    if helper:
+        Path(base).with_name("helper").unlink()
+        time.sleep(0.1)
+    if way == "agreed":
         return 0
-    if way == "dies-later":
+    if way in ("dies", "dies-later"):
         os.kill(os.getpid(), signal.SIGKILL)
     if way == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

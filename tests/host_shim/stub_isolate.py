@@ -25,7 +25,12 @@ class StubIsolate:
     signer: bytes | None = None
 
     async def start(self, base: Path, log: int) -> Running:
-        """Start the guest."""
+        """Start the guest, and for some ways a helper that ends when its file goes away."""
+        mark = base.with_name("helper")
+        helpers: tuple[Child, ...] = ()
+        if self.way.endswith("-after-helper"):
+            mark.touch()
+            helpers = (Child(["sh", "-c", f"while [ -e {mark} ]; do sleep 0.01; done"], name="helper"),)
         console, console_end = os.pipe()
         complaints, complaints_end = os.pipe()
         guest = Child(
@@ -34,4 +39,4 @@ class StubIsolate:
         )  # fmt: skip
         os.close(console_end)
         os.close(complaints_end)
-        return Running(guest, (), console, complaints)
+        return Running(guest, helpers, console, complaints)

@@ -207,7 +207,6 @@ def test_fields_of_every_length_come_back(module: NsmEmulator, size: int) -> Non
 
 def test_both_implementations_accept_the_signature(module: NsmEmulator, root: Authority) -> None:
 
-
     raw = attest(module, nonce=b"n" * 32)
     sign1 = parse_sign1(raw)
     document = parse_document(sign1.payload)

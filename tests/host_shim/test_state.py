@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from attestation.errors import UsageError
-from host_shim.children import ProcessId, python_command
+from host_shim.children import ProcessId
 from host_shim.console_log import MAX_LOG, ConsoleLog, printable, read_console, tail
 from host_shim.errors import NameTaken, NoSuchIsolate, UnsafeState
 from host_shim.state import Claim, Isolates, Record, Stage, make_private, make_sockets, remove_sockets, state_home
@@ -145,8 +145,6 @@ def test_children_die_with_their_parent() -> None:
         "import os, sys, time; from host_shim.children import Child;"
         "c = Child(['sleep', '600'], name='sleep'); print(c.pid, flush=True); time.sleep(600)"
     )
-    with subprocess.Popen(python_command("runpy"), stdout=subprocess.DEVNULL) as warm:
-        warm.wait(10)
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
     ) as parent:

@@ -31,11 +31,9 @@ from host_shim.vhost_user.protocol import (
     U64,
     Channel,
     Request,
-    pack_message,
-    pack_regions,
 )
 
-from .fake_driver import GUEST_CID, RING, WRITE, BackendProcess, FakeDriver, booted
+from .fake_driver import GUEST_CID, RING, WRITE, BackendProcess, FakeDriver, booted, pack_message, pack_regions
 
 
 @pytest.fixture
@@ -101,7 +99,7 @@ def test_a_bad_frontend_is_cut_off_and_the_next_is_served(backend: BackendProces
             assert frontend.recv(1) == b"", name
     with booted(backend) as guest:
         assert_serves(backend, guest)
-    assert backend.descriptors() < 20
+    backend.settle(20)
 
 
 def test_random_messages_are_survived(backend: BackendProcess) -> None:
@@ -120,7 +118,7 @@ def test_random_messages_are_survived(backend: BackendProcess) -> None:
                     break
     with booted(backend) as guest:
         assert_serves(backend, guest)
-    assert backend.descriptors() < 20
+    backend.settle(20)
 
 
 def test_a_second_qemu_is_turned_away_and_the_first_goes_on(backend: BackendProcess) -> None:
@@ -221,8 +219,8 @@ def test_broken_rings_stop_the_device_until_the_guest_is_reset(backend: BackendP
             guest.connect(1024, 9000)
             with listener.accept()[0] as host:
                 guest.transmit_ring.describe(0, address, length, flags)
-                for left in reversed(range(count)):
-                    guest.transmit_ring.offer(head, kick=not left)
+                guest.transmit_ring.filled += count - 1
+                guest.transmit_ring.offer(head)
                 host.settimeout(2)
                 assert host.recv(1) == b""
             with backend.dial(5000) as refused:

@@ -17,8 +17,10 @@ from host_shim.vhost_user.errors import FrontendFault, GuestFault
 from host_shim.vhost_user.inbox import Inbox
 from host_shim.vhost_user.memory import Memory, map_memory
 from host_shim.vhost_user.packet import Address, split
-from host_shim.vhost_user.protocol import Message, Request, pack_regions
+from host_shim.vhost_user.protocol import Message, Request
 from host_shim.vhost_user.virtqueue import MAX_CHAIN, Layout, Virtqueue
+
+from .fake_driver import pack_regions
 
 GUEST, USER, SIZE = 0x10000, 0x7000_0000, 0x40000
 TABLE, AVAILABLE, USED, DATA = 0, 0x4000, 0x5000, 0x10000

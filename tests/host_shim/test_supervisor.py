@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: MIT
+"""The supervisor in a process of its own, with a guest that is a process too: every way to live and to die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from host_shim.children import ProcessId
+from host_shim.state import Isolates, Stage
+
+ROOT = Path(__file__).parents[2]
+RUN = """
+import json, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from attestation.console import report, say
+from attestation.errors import VeracruzError
+from host_shim.dev_pki import open_root
+from host_shim.listen import parse_endpoint
+from host_shim.report import Report
+from host_shim.state import Isolates
+from host_shim.supervisor import Order, Supervisor
+from tests.host_shim.stub_isolate import StubIsolate
+
+home, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+ways = [StubIsolate(*way) for way in options["ways"]]
+order = Order(
+    ways, options["policy"].encode(), None, parse_endpoint(options["listen"]), name="one", boot_limit=options["limit"],
+    works=lambda isolate: print("works", isolate.way, flush=True),
+)
+root = open_root(lambda: datetime.now(UTC), home)
+try:
+    asked = Supervisor(order, root, Report(say), lambda r: print(r.endpoint, flush=True)).run(Isolates(home))
+except VeracruzError as error:
+    report(error, as_json=False)
+    sys.exit(error.exit_code)
+sys.exit(40 + asked if asked else 0)
+"""
+
+
+class Run:
+    """A supervisor under test."""
+
+    def __init__(self, home: Path, process: subprocess.Popen[str]) -> None:
+        self.home = home
+        self.process = process
+        self.pid = process.pid
+
+    def endpoint(self) -> tuple[str, int]:
+        """Wait until it serves."""
+        assert self.process.stdout is not None
+        worked, line = self.process.stdout.readline(), self.process.stdout.readline()
+        assert worked.startswith("works"), self.finish()
+        host, _, port = line.strip().rpartition(":")
+        return host, int(port)
+
+    def finish(self, *, within: float = 15) -> tuple[int, str]:
+        """Wait for its end; return its exit code and what it said."""
+        _, said = self.process.communicate(timeout=within)
+        return self.process.returncode, said
+
+    def children(self) -> list[ProcessId]:
+        """Return its processes."""
+        return list(Isolates(self.home).find("one").children)
+
+
+@contextmanager
+def run(home: Path, *ways: Any, policy: str = "{}", listen: str = "127.0.0.1:0", limit: float = 10) -> Iterator[Run]:
+    options = json.dumps({"ways": ways or [["serves"]], "policy": policy, "listen": listen, "limit": limit})
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN, str(home), options],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            yield Run(home, process)
+        finally:
+            process.kill()
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give each test a place for sockets, and see that nothing is left there."""
+    place = Path("/tmp") / f"vt-{os.getpid()}-{tmp_path_factory.mktemp('x').name}"
+    place.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(place))
+    yield place
+    left = [path for path in place.rglob("*") if not path.is_dir()]
+    subprocess.run(["rm", "-rf", str(place)], check=True)
+    assert left == []
+
+
+def wait_for_end(processes: list[ProcessId]) -> None:
+    deadline = time.monotonic() + 5
+    while any(process.alive for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not [process for process in processes if process.alive]
+
+
+def stage(home: Path) -> tuple[Stage, str | None]:
+    record = Isolates(home).find("one")
+    return record.stage, record.reason
+
+
+def test_serves_until_it_is_asked_to_end(tmp_path: Path, temporary: Path) -> None:
+    with run(tmp_path) as running:
+        endpoint = running.endpoint()
+        with socket.create_connection(endpoint, timeout=10) as client:
+            client.sendall(b"through the relay")
+            assert client.recv(100) == b"through the relay"
+        record = Isolates(tmp_path).find("one")
+        assert record.stage is Stage.SERVING
+        assert record.supervisor == ProcessId.of(running.pid)
+        children = list(record.children)
+        assert len(children) == 2  # the guest and the relay
+        running.process.send_signal(signal.SIGTERM)
+        code, said = running.finish()
+    assert code == 40 + signal.SIGTERM
+    for step in ("heartbeat answered", "attestor ready", "taken", "serving", "listening on 127.0.0.1:", "stopping"):
+        assert step in said
+    wait_for_end(children)
+    assert stage(tmp_path) == (Stage.ENDED, "stopped by SIGTERM")
+    assert list(temporary.iterdir()) == []
+
+
+def test_ctrl_c_during_the_boot_leaves_nothing(tmp_path: Path, temporary: Path) -> None:
+    with run(tmp_path, ["silent"]) as running:
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "enclaves/one/console.log").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        running.process.send_signal(signal.SIGINT)
+        code, _ = running.finish()
+    assert code == 40 + signal.SIGINT
+    assert stage(tmp_path) == (Stage.ENDED, "stopped by SIGINT while it started")
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_second_ctrl_c_waits_for_nobody(tmp_path: Path) -> None:
+    with run(tmp_path, ["stubborn"]) as running:
+        running.endpoint()
+        running.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        begin = time.monotonic()
+        running.process.send_signal(signal.SIGINT)
+        code, _ = running.finish()
+    assert code == 40 + signal.SIGINT
+    assert time.monotonic() - begin < 2
+
+
+def test_a_guest_that_dies_at_once_is_told_with_its_console(tmp_path: Path) -> None:
+    with run(tmp_path, ["dies-at-once"]) as running:
+        code, said = running.finish()
+    assert code == 5
+    assert "the isolate died before its first sign of life: stub guest ended with exit code 3" in said
+    assert "console: stub guest: booting \\x1b[31m" in said  # escaped
+    assert "hint: veracruz enclave console one" in said
+    found, reason = stage(tmp_path)
+    assert found is Stage.FAILED
+    assert reason is not None
+    assert reason.startswith("the isolate died")
+
+
+def test_a_guest_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:
+    with run(tmp_path, ["silent"], limit=1) as running:
+        code, said = running.finish()
+    assert code == 5
+    assert "no first sign of life within 1 s" in said
+
+
+def test_a_halt_is_told_in_words(tmp_path: Path) -> None:
+    with run(tmp_path, policy="malformed") as running:
+        code, said = running.finish()
+    assert code == 5
+    assert "the isolate halted: it refuses the policy as malformed" in said
+    assert "hint: veracruz policy check FILE" in said
+
+
+def test_a_guest_that_dies_later_is_no_regular_end(tmp_path: Path) -> None:
+    with run(tmp_path, ["dies-later"]) as running:
+        code, said = running.finish()
+    assert code == 5
+    assert "the isolate died: stub guest ended by SIGKILL" in said
+
+
+def test_an_agreed_shutdown_is_a_regular_end(tmp_path: Path) -> None:
+    with run(tmp_path, ["agreed"]) as running:
+        code, said = running.finish()
+    assert code == 0, said
+    assert stage(tmp_path) == (Stage.ENDED, "shut down by its participants")
+
+
+def test_ends_with_the_relay(tmp_path: Path) -> None:
+    with run(tmp_path) as running:
+        running.endpoint()
+        guest = running.children()
+        relay = next(c for c in guest if b"host_shim.relay" in Path(f"/proc/{c.pid}/cmdline").read_bytes())
+        relay.signal(signal.SIGKILL)
+        code, said = running.finish()
+    assert code == 5
+    assert "the relay ended by SIGKILL" in said
+    wait_for_end(guest)
+
+
+def test_nothing_survives_a_killed_supervisor(tmp_path: Path, temporary: Path) -> None:
+    with run(tmp_path) as running:
+        running.endpoint()
+        children = running.children()
+        running.process.kill()
+        running.finish()
+    wait_for_end(children)
+    assert stage(tmp_path)[0] is Stage.LOST
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_tentative_way_that_fails_gives_way_to_the_next(tmp_path: Path) -> None:
+    with run(tmp_path, ["dies-at-once", "kvm", True], ["serves", "tcg"]) as running:
+        running.endpoint()
+        assert Isolates(tmp_path).find("one").accel == "tcg"
+        running.process.send_signal(signal.SIGTERM)
+        _, said = running.finish()
+    assert "KVM does not work here: the isolate died before its first sign of life" in said
+    assert "started stub guest with TCG" in said
+
+
+def test_a_guest_that_halts_is_not_blamed_on_a_tentative_way(tmp_path: Path) -> None:
+    with run(tmp_path, ["serves", "kvm", True], ["serves", "tcg"], policy="malformed") as running:
+        code, said = running.finish()
+    assert code == 5
+    assert "KVM does not work" not in said
+
+
+def test_a_port_in_use_is_found_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with run(tmp_path, listen=f"127.0.0.1:{taken.getsockname()[1]}") as running:
+            code, said = running.finish()
+    assert code == 3
+    assert "Address already in use" in said
+    assert "started" not in said
+
+
+def test_a_name_in_use_is_an_error(tmp_path: Path) -> None:
+    with run(tmp_path) as first:
+        first.endpoint()
+        with run(tmp_path) as second:
+            code, said = second.finish()
+        assert (code, "runs already" in said) == (3, True)
+        assert stage(tmp_path)[0] is Stage.SERVING
+        first.process.send_signal(signal.SIGTERM)
+        first.finish()
+
+
+def test_the_guests_end_explains_that_of_its_helpers(tmp_path: Path) -> None:
+    """A backend ends when its QEMU does, and may be seen to end first."""
+    with run(tmp_path, ["dies-after-helper"]) as running:
+        code, said = running.finish()
+    assert code == 5
+    assert "the isolate died: stub guest ended by SIGKILL" in said
+
+
+def test_a_regular_end_is_one_whichever_process_is_seen_first(tmp_path: Path) -> None:
+    with run(tmp_path, ["agreed-after-helper"]) as running:
+        code, said = running.finish()
+    assert code == 0, said
+    assert stage(tmp_path) == (Stage.ENDED, "shut down by its participants")
