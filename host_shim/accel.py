@@ -2,7 +2,7 @@
 """Whether KVM works here: found out once by booting with it, and remembered until the machine or QEMU changes.
 
 /dev/kvm may be there and be of no use: on nested machines QEMU aborts, stalls at the guest's first AVX instruction, or
-never starts the guest at all (facts: vsock).
+never starts the guest at all. What was found lies in the cache: losing it costs some seconds.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from pathlib import Path
 
 from attestation.errors import VeracruzError
 from attestation.files import write_whole
-
-from .state import make_private, state_home
+from enclave_image.config import cache_dir
 
 KVM = Path("/dev/kvm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -41,7 +40,7 @@ class KvmVerdict:
     """The remembered answer, for one boot of this machine and one version of QEMU."""
 
     def __init__(self, qemu: str, home: Path | None = None) -> None:
-        self._path = (home or state_home()) / "kvm.json"
+        self._path = (home or cache_dir()) / "kvm.json"
         self._key = {"boot": _boot_id(), "qemu": qemu}
 
     def read(self) -> bool | None:
@@ -49,14 +48,14 @@ class KvmVerdict:
         try:
             found = json.loads(self._path.read_bytes()[:4096])
             works = found.pop("works")
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return works if found == self._key and isinstance(works, bool) else None
 
     def write(self, works: bool) -> None:
         """Remember; where that cannot be, it is found out again."""
         try:
-            make_private(self._path.parent)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, json.dumps({**self._key, "works": works}).encode(), mode=0o600)
         except (OSError, VeracruzError):
             return

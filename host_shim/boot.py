@@ -24,7 +24,7 @@ from .dev_pki import Chain, DevelopmentRoot
 from .errors import IsolateDied, IsolateHalted, IsolateSilent
 from .isolate import Isolate, Running
 from .listen import Listener
-from .news import HALTS, Asked, Complaint, Ended, EventCode, Heartbeat, News, tell_event
+from .news import FAREWELLS, HALTS, Asked, Complaint, Ended, EventCode, Heartbeat, News, tell_event
 from .nsm_emulator import BootState, Identity, NsmEmulator
 from .parent_ports import ParentPorts
 from .report import Report
@@ -32,7 +32,7 @@ from .state import Claim, Record, make_sockets, remove_sockets
 
 TENTATIVE_HEARTBEAT = 6.0  # seconds; with a KVM that works the heartbeat comes in one
 TENTATIVE_LIMIT = 30.0  # seconds
-LAST_WORDS = 0.3  # seconds in which an event may still arrive after its sender's machine has ended
+LAST_WORDS = 0.3  # seconds in which news may still arrive that were sent before a process ended
 KEPT_COMPLAINTS = 20  # lines
 SHOWN_COMPLAINTS = 4  # lines
 KVM_BROKEN = ("KVM internal error", "kvm run failed", "failed to set MSR")  # QEMU prints it and hangs or aborts
@@ -136,14 +136,31 @@ class Boot:
                 self.setting.report.log(f"{self.running.guest.name}: {line}")
                 if self.isolate.accel == "kvm" and any(sign in line for sign in KVM_BROKEN):
                     raise IsolateDied("QEMU says so", actual=line, hint="--accel tcg")
-            case Ended(child, code):
-                for word in await self.last_words():
-                    if isinstance(word, EventCode) and word.event is not None and word.event.halts:
-                        raise self._halted(word.event)
-                raise self._died(child, code)
+            case Ended():
+                farewell = await self.explain_end(news)
+                raise IsolateDied(f"the isolate ended before it served: {FAREWELLS[farewell]}")
 
-    async def last_words(self) -> list[News]:
-        """Return what still comes in after a machine has ended."""
+    async def explain_end(self, news: Ended) -> Event:
+        """Return the event that announced a regular end; raise IsolateDied or IsolateHalted for any other.
+
+        One process's end brings others': the guest's own explains most.
+        """
+        ended = news
+        guest = self.running.guest
+        if news.child is not guest:
+            with contextlib.suppress(TimeoutError):
+                ended = Ended(guest, await asyncio.wait_for(guest.wait(), LAST_WORDS))
+        for word in await self._last_words():
+            if isinstance(word, EventCode) and word.event is not None:
+                if word.event.halts:
+                    raise self._halted(word.event)
+                if word.event in FAREWELLS:
+                    self.farewell = word.event
+        if self.farewell is None:
+            raise self._died(ended.child, ended.code)
+        return self.farewell
+
+    async def _last_words(self) -> list[News]:
         await asyncio.sleep(LAST_WORDS)
         words = []
         while not self.news.empty():
@@ -181,7 +198,8 @@ async def start_boot(
         record = replace(record, sockets=str(sockets), isolate=isolate.kind, accel=isolate.accel)
         claim.write(record)
         base = sockets / "v"
-        ports = ParentPorts(str(base), policy=setting.policy, module=_module(isolate, setting), tell=news.put_nowait)
+        module = _module(isolate, setting)
+        ports = ParentPorts(str(base), policy=setting.policy, module=module, tell=news.put_nowait)
         stack.push_async_callback(ports.close)
         await ports.open()
         running = await isolate.start(base, setting.log)
@@ -199,6 +217,7 @@ async def start_boot(
         tasks = [asyncio.create_task(_tell_end(child, news)) for child in boot.children]
         tasks.append(asyncio.create_task(_tell_complaints(running.complaints, boot.complaints, news)))
         stack.push_async_callback(_finish, tasks, pump)
+        module.warm_up()  # the guest's kernel is busy with itself meanwhile
         yield boot
 
 

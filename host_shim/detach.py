@@ -70,10 +70,7 @@ def _run_child(body: Body, sink: int) -> NoReturn:
     code = EXIT_ISOLATE
     try:
         os.setsid()
-        quiet = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(quiet, descriptor)
-        os.close(quiet)
+        _let_go_of_descriptors(keep=sink)
 
         def tell(message: Mapping[str, Any]) -> None:
             with contextlib.suppress(OSError):  # nobody reads any more
@@ -93,6 +90,17 @@ def _run_child(body: Body, sink: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         os._exit(code)
+
+
+def _let_go_of_descriptors(*, keep: int) -> None:
+    """Close whatever the command was started with: its caller may wait for the end of a pipe of its own."""
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(quiet, descriptor)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 -- names, as numbers
+        if int(name) > 2 and int(name) != keep:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(int(name))
 
 
 def describe(error: VeracruzError) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from attestation.limits import MAX_CERTIFICATE
 from .errors import UnsafeState
 from .state import make_private, state_home
 
-ROOT_NAME = "veracruz development root - UNSAFE, protects nothing"
-ORGANISATION = "veracruz development, UNSAFE"
+ROOT_NAME = "veracruz development root - UNSAFE - protects nothing"
+ORGANISATION = "veracruz development - UNSAFE"
 ROOT_LIFE = timedelta(days=30 * 365)
 LEAF_LIFE = timedelta(hours=3)
 LEAF_MARGIN = timedelta(minutes=15)  # a leaf is replaced that long before it expires (MaplePrivacyLabs/Maple PR 936)

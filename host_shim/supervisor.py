@@ -135,16 +135,8 @@ class Supervisor:
                 case EventCode(event) if event in FAREWELLS:
                     boot.farewell = event
                     self._report.step(tell_event(event))
-                case Ended(child) if child is boot.running.guest:
-                    words = [news] if boot.farewell else [*await boot.last_words(), news]
-                    for word in words:
-                        if isinstance(word, EventCode) and word.event in FAREWELLS:
-                            boot.farewell = word.event
-                    if boot.farewell is None:
-                        for word in words:
-                            await boot.look(word)
-                    else:
-                        return FAREWELLS[boot.farewell]
+                case Ended():
+                    return FAREWELLS[await boot.explain_end(news)]
                 case _:
                     await boot.look(news)
 

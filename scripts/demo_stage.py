@@ -278,21 +278,34 @@ class Stage:
 
     @staticmethod
     def _listen(stream: IO[bytes], talk: list[str], step: Step | None) -> None:
-        for raw in stream:
-            for part in raw.decode("utf-8", "replace").split("\r"):
-                if line := printable(part):
-                    talk.append(line)
-                    del talk[:-20]
-                    if step is not None:
-                        step.news = line
+        with stream:
+            for raw in stream:
+                for part in raw.decode("utf-8", "replace").split("\r"):
+                    if line := printable(part):
+                        talk.append(line)
+                        del talk[:-20]
+                        if step is not None:
+                            step.news = line
 
 
 def stop_group(child: subprocess.Popen[bytes]) -> None:
-    """End a command that we started in a process group of its own: ask, wait, and then force it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        if child.poll() is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
+    """End a command that we started in a process group of its own, and whatever it started there."""
+    if child.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        for number, patience in ((signal.SIGINT, STOPPING), (signal.SIGTERM, STOPPING / 4)):
             os.killpg(child.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(STOPPING if number != signal.SIGTERM else STOPPING / 4)
+            if _has_ended(child.pid, patience):
+                break
+        os.killpg(child.pid, signal.SIGKILL)  # not reaped yet, so the number is still this group's
+    child.wait()
+
+
+def _has_ended(pid: int, patience: float) -> bool:
+    """Wait for a child to end, and leave it to be reaped."""
+    deadline = time.monotonic() + patience
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

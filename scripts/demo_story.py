@@ -19,14 +19,28 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from demo_means import CHECKOUT, IMAGE, MEASUREMENTS, MODEL, POLICY, PROGRAM, SHARED, Cast, Isolate, Means, Options
-from demo_means import demand as must
-from demo_refusals import begin_early, refuse_isolates, refuse_liars, refuse_people
-from demo_stage import Refusal, Stage, StepFailed, printable
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to clean up, Ctrl-C just ends
+
+from demo_means import (  # noqa: E402
+    CHECKOUT,
+    IMAGE,
+    MEASUREMENTS,
+    MODEL,
+    POLICY,
+    PROGRAM,
+    SHARED,
+    Cast,
+    Isolate,
+    Means,
+    Options,
+    demand,
+)
+from demo_refusals import begin_early, refuse_isolates, refuse_liars, refuse_people  # noqa: E402
+from demo_stage import Refusal, Stage, StepFailed, printable  # noqa: E402
 
 sys.path.insert(0, str(CHECKOUT))
 
-from examples.recommender import reference, tables
+from examples.recommender import reference, tables  # noqa: E402
 
 VERACRUZ = CHECKOUT / ".venv" / "bin" / "veracruz"
 WASM = CHECKOUT / "examples" / "recommender" / "recommender.wasm"
@@ -39,8 +53,8 @@ def tell(stage: Stage, options: Options) -> None:
     means = Means(stage, options, introduce(stage))
     build_image(means)
     agree_on_policy(means)
-    isolate = start_isolate(means)
     early = begin_early(means)
+    isolate = start_isolate(means)
     join(means, isolate)
     compute(means, isolate)
     refuse_people(means, isolate)
@@ -96,7 +110,7 @@ def build_image(means: Means) -> None:
         if options.image is not None:
             measurements.write_text(json.dumps({"Measurements": found}))
         recorded = json.loads(measurements.read_bytes())["Measurements"]
-        must(found == recorded, "the recorded measurements must be those of the file")
+        demand(found == recorded, "the recorded measurements must be those of the file")
         step.result = f"PCR0 {found['PCR0'][:16]}..."
 
 
@@ -111,7 +125,7 @@ def agree_on_policy(means: Means) -> None:
         stage.veracruz(cast.bob, "policy", "explain", POLICY)
     with stage.step("both compute its hash") as step:
         hashes = {stage.veracruz(person, "policy", "hash", POLICY)["hash"] for person in (cast.alice, cast.bob)}
-        must(len(hashes) == 1, "Alice and Bob must come to the same hash")
+        demand(len(hashes) == 1, "Alice and Bob must come to the same hash")
         step.result = hashes.pop()[:16] + "..."
 
 
@@ -124,6 +138,8 @@ def start_isolate(means: Means) -> Isolate:
         shutil.copy(record["root"], means.cast.shared / "root.pem")
         accel = f" ({record['accel'].upper()})" if record.get("accel") else ""
         step.result = f"{record['isolate']}{accel} at {record['endpoint']}"
+    stage.say(f"{'':18}Here its owner could read its memory, and evidence is signed under a development root:")
+    stage.say(f"{'':18}a rehearsal. On AWS Nitro the same image and checks hold against the owner as well.")
     return Isolate("honest", record["endpoint"])
 
 
@@ -152,20 +168,20 @@ def compute(means: Means, isolate: Isolate) -> None:
     stage.title("The program learns from both tables inside the isolate. Both get the model, nobody a table.")
     with stage.step("Bob runs the program") as step:
         job = means.verb(cast.bob, at, "run", PROGRAM, "--wait")
-        must(job["exit_code"] == 0, "the program must end with 0")
+        demand(job["exit_code"] == 0, "the program must end with 0")
         step.result = f"{job['usage']['fuel'] / 1e6:.1f} million instructions"
     for person in (cast.alice, cast.bob):
         with stage.step(f"{person.name.title()} gets the model"):
             means.verb(person, at, "get", MODEL, "--out", "model.json")
     with stage.step("it is the same computation as in plain NumPy on the pooled tables") as step:
         model, bobs = ((person.folder / "model.json").read_bytes() for person in (cast.alice, cast.bob))
-        must(model == bobs, "both must get the same model")
+        demand(model == bobs, "both must get the same model")
         private = [(person.folder / "table.csv").read_bytes() for person in (cast.alice, cast.bob)]
         step.result = f"largest difference {reference.check_model(model, *private):.0e}"
     with stage.step("pooling is why they came") as step:
         result = reference.compare(tables.load_panel())
         alone = (result.alice, result.bob)
-        must(
+        demand(
             result.pooled.log_loss < min(score.log_loss for score in alone)
             and result.pooled.accuracy > max(score.accuracy for score in alone),
             "the pooled model must be better than each alone",
@@ -181,15 +197,15 @@ def leave(means: Means, isolate: Isolate) -> None:
     stage, cast, at = means.stage, means.cast, isolate.address
     stage.title("They are done. All that was inside ends with the isolate.")
     with stage.step("Alice asks for the end") as step:
-        must(means.verb(cast.alice, at, "shutdown")["agreed"] is False, "one alone must not do")
+        demand(means.verb(cast.alice, at, "shutdown")["agreed"] is False, "one alone must not do")
         step.result = "Bob has not asked yet"
     with stage.step("Bob asks for the end too"):
-        must(means.verb(cast.bob, at, "shutdown")["agreed"] is True, "both must do")
+        demand(means.verb(cast.bob, at, "shutdown")["agreed"] is True, "both must do")
     with stage.step("no isolate is left"):
         stage.show(cast.host, ["veracruz", "enclave", "list"])
         deadline = time.monotonic() + ENDING
         while live := stage.veracruz(cast.host, "enclave", "list", shown=False)["isolates"]:
-            must(time.monotonic() < deadline, f"still there: {', '.join(entry['name'] for entry in live)}")
+            demand(time.monotonic() < deadline, f"still there: {', '.join(entry['name'] for entry in live)}")
             time.sleep(0.25)
         stage.ended(cast.host, isolate.name)
 
@@ -208,7 +224,8 @@ def parse_options(argv: Sequence[str] | None) -> tuple[Options, bool]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Tell the story; return the exit code."""
     options, keep = parse_options(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     begin = time.monotonic()
     try:
         with Stage(VERACRUZ, keep=keep) as stage:
