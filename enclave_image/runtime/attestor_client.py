@@ -51,9 +51,13 @@ class AttestorClient:
         with self._lock:
             try:
                 send_frame(self._sock, cbor2.dumps(list(request)))
+                return self._receive()
+            except AttestorGone:
+                self._sock.close()  # a late answer must never be taken for another question's
+                raise
             except OSError as error:
+                self._sock.close()
                 raise AttestorGone from error
-            return self._receive()
 
     def measurements(self) -> tuple[bytes, bytes, bytes]:
         """Return PCR0, PCR1 and PCR2."""

@@ -102,13 +102,14 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class Connection:
     """One TLS connection as a sequence of requests and answers."""
 
-    def __init__(self, tls: ssl.SSLSocket) -> None:
+    def __init__(self, tls: ssl.SSLSocket, *, idle: float = IDLE_TIMEOUT) -> None:
         self._tls = tls
+        self._idle = idle
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
 
     def next_request(self) -> Request | None:
         """Return the next request's head, None where the peer is done; raise Hangup or BrokenHttp."""
-        deadline = time.monotonic() + IDLE_TIMEOUT
+        deadline = time.monotonic() + self._idle
         begun = False
         while True:
             event = self._event()

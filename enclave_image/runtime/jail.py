@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from .syscalls import (
     MS_REC,
     PR_SET_DUMPABLE,
     PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
     mount,
     prctl,
     unshare,
@@ -85,6 +87,7 @@ def enter(jail: Jail) -> None:
             os.setresuid(jail.uid, jail.uid, jail.uid)
     os.umask(0o077)
     prctl(PR_SET_DUMPABLE, 0)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # again: a change of uid clears it
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     with _wall(jail):
         seccomp.install()

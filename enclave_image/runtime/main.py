@@ -14,12 +14,14 @@ Steps 3 to 7 stand in `serving`, which is imported when the children are on thei
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from . import attestor, zygote
 from .attestor_client import AttestorClient, AttestorGone, PolicyRefused
@@ -30,7 +32,7 @@ from .surroundings import Surroundings
 from .syscalls import PR_SET_DUMPABLE, prctl
 from .wire import Event
 
-GRACE = 1.0  # seconds in which answers that are under way are still written
+GRACE = 0.3  # seconds in which answers that are under way are still written
 
 
 def main(surroundings: Surroundings) -> None:
@@ -40,6 +42,9 @@ def main(surroundings: Surroundings) -> None:
         threading.excepthook = lambda _: None
     os.umask(0o077)
     prctl(PR_SET_DUMPABLE, 0)
+    if surroundings.is_image:
+        with suppress(OSError):  # inherited by attestor and zygote: where memory runs out, workers go first
+            Path("/proc/self/oom_score_adj").write_text("-1000")
     nsm = AttestorClient(attestor.start_attestor(surroundings.transport, surroundings.device))
     events = Events(surroundings.transport)
     try:
@@ -64,6 +69,7 @@ def live(surroundings: Surroundings, nsm: AttestorClient, events: Events) -> Eve
     events.tell(Event.ATTESTOR_READY)
     from . import serving
 
+    gc.enable()  # `start` turned it off
     clock = Clock(nsm)
     with serving.open_policy_channel(surroundings.transport) as channel:
         try:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from attestation.errors import MalformedInput
 from attestation.policy import Program, Right, normal_path
@@ -20,6 +21,8 @@ from .errors import ApiError
 from .staging import TREE, Staging, directory_of, is_mutable
 from .store import Store
 from .syscalls import open_beneath
+
+Write = Callable[[Iterator[bytes]], Blob]
 
 MAX_RESULTS = 1024  # files of one job
 MAX_STREAM = 64 * 1024  # bytes of one stream that are told
@@ -38,14 +41,15 @@ class Results:
     deleted: list[str] = field(default_factory=list)
 
 
-def collect(staging: Staging, *, program: Program, store: Store) -> Results:
+def collect(staging: Staging, *, program: Program, store: Store, owner: str) -> Results:
     """Return the changes that a program made, all of them allowed; raise ResultsRefused."""
     results = Results()
+    write = partial(store.write_blob, owner=owner)
     root = os.open(staging.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = set(_find_files(root, program))
         for path in sorted(found):
-            _take(root, path, staging=staging, program=program, store=store, results=results)
+            _take(root, path, staging=staging, program=program, write=write, limit=store.file_limit, results=results)
         for path in staging.inputs:
             if path not in found and is_mutable(program.rights, directory_of(path)):
                 if not program.rights.allow(path, Right.DELETE):
@@ -91,21 +95,23 @@ def _entries(root: int, directory: str) -> list[tuple[str, int]]:
         os.close(descriptor)
 
 
-def _take(root: int, path: str, *, staging: Staging, program: Program, store: Store, results: Results) -> None:
+def _take(
+    root: int, path: str, *, staging: Staging, program: Program, write: Write, limit: int, results: Results
+) -> None:
     """Add one file to the results, if it is new or not as it was."""
     before = staging.inputs.get(path)
     descriptor = open_beneath(root, TREE + path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > store.file_limit:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
             raise ResultsRefused
-        blob = store.write_blob(_read(descriptor, store.file_limit))
+        blob = write(_read(descriptor, limit))
         if before is not None and before.sha256 == blob.sha256:
             return
         if program.rights.allow(path, Right.WRITE):
             results.changed[path] = blob
         elif program.rights.allow(path, Right.APPEND):
-            results.appended[path] = blob if before is None else _rest(blob, before, store)
+            results.appended[path] = blob if before is None else _rest(blob, before, write)
         else:
             raise ResultsRefused
     finally:
@@ -121,7 +127,7 @@ def _read(descriptor: int, limit: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _rest(after: Blob, before: Blob, store: Store) -> Blob:
+def _rest(after: Blob, before: Blob, write: Write) -> Blob:
     """Return what was added to a file; raise ResultsRefused where its old content did not stay."""
     if after.size <= before.size or not _same(after.chunks(), before):
         raise ResultsRefused
@@ -133,7 +139,7 @@ def _rest(after: Blob, before: Blob, store: Store) -> Blob:
                 yield chunk[skip:]
             skip = max(skip - len(chunk), 0)
 
-    return store.write_blob(tail())
+    return write(tail())
 
 
 def _same(chunks: Iterator[bytes], before: Blob) -> bool:

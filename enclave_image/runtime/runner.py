@@ -96,7 +96,7 @@ class Runner:
 
     def _take(self, program: Program, staging: Staging, report: Report, *, owner: str) -> Report:
         try:
-            results = collect(staging, program=program, store=self._store)
+            results = collect(staging, program=program, store=self._store, owner=owner)
             self._lifecycle.check_time()
             self._store.take_results(
                 owner=owner, changed=results.changed, appended=results.appended, deleted=results.deleted

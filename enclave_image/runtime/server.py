@@ -19,7 +19,7 @@ from attestation.policy import Participant, Policy
 from .api import Api
 from .attestor_client import AttestorGone
 from .errors import ApiError, BrokenHttp, Expired, Hangup
-from .http import Connection, Response
+from .http import IDLE_TIMEOUT, Connection, Response
 from .lifecycle import Lifecycle
 from .tls import identify, shake_hands
 from .wire import Event
@@ -27,6 +27,7 @@ from .wire import Event
 MAX_STRANGERS = 24  # connections before or without a certificate
 MAX_CONNECTIONS = 64  # of participants, in equal parts; nobody's connections are in another's way
 LEAST_CONNECTIONS = 2  # of one participant, however many there are
+STRANGERS_IDLE = 10.0  # seconds; participants keep their connections for longer
 ACCEPT_PAUSE = 0.05  # seconds; after a failed accept (no descriptors left)
 CLOSE_TIMEOUT = 1.0  # seconds for the peer's close_notify
 MAX_DRAINED = 64 << 20  # bytes of a refused body that are read, so that its sender gets to the answer
@@ -87,7 +88,8 @@ class Server:
                     self._leave(STRANGER)
                     name = party.name
                     self._lifecycle.join(party)
-                self._converse(Connection(tls), party)
+                connection = Connection(tls, idle=STRANGERS_IDLE if party is None else IDLE_TIMEOUT)
+                self._converse(connection, party)
                 self._say_goodbye(tls)
         except (Hangup, OSError):
             pass

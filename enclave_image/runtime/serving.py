@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from pathlib import Path
 
 from attestation.errors import MalformedPolicy
 from attestation.limits import MAX_POLICY
@@ -16,7 +15,6 @@ from attestation.policy import AWS_ROOT, Policy, parse_policy
 from . import cgroup
 from .api import Api
 from .attestor_client import AttestorClient
-from .blobs import Blobs
 from .clock import Clock, set_system_clock
 from .errors import Halt
 from .events import Events
@@ -101,9 +99,8 @@ def serve(
     nsm.set_key(identity.public_key)
     if surroundings.is_image:
         cgroup.prepare()
-        Path("/proc/self/oom_score_adj").write_text("-1000")  # where memory runs out, jobs go first
     lifecycle = Lifecycle(policy, clock, events)
-    store = Store(policy, Blobs(surroundings.directory / "store"))
+    store = Store(policy, surroundings.directory / "store")
     place = Place(surroundings.directory / "stage", is_root=surroundings.is_root, strict=surroundings.is_image)
     jobs = Jobs(policy, store, lifecycle, Runner(policy, store, Zygote(control), lifecycle, place))
     api = Api(policy, nsm, store, jobs, lifecycle)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -17,6 +18,7 @@ def start() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     sys.path += [APPLICATION, SITE_PACKAGES]
+    gc.disable()  # nothing to collect while modules load; `main` turns it on again
     from pathlib import Path
 
     from enclave_image.runtime.main import main

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from attestation.policy import Participant, Policy, Right
 
@@ -47,16 +48,15 @@ Snapshot = Mapping[str, Blob]
 class Store:
     """All files of the isolate."""
 
-    def __init__(self, policy: Policy, blobs: Blobs) -> None:
+    def __init__(self, policy: Policy, directory: Path) -> None:
         self._policy = policy
-        self._blobs = blobs
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
         self._frozen: set[str] = set()
-        self._reserved: dict[str, int] = {}  # bytes promised to uploads that are under way
         storing = sum(any(party.rights.keys(right) for right in STORING) for party in policy.participants)
         self.share = policy.limits.storage_mib * MIB // max(storing, 1)
         self.file_limit = min(policy.limits.file_mib * MIB, self.share)
+        self._blobs = Blobs(directory, allowance=2 * self.share)  # while contents replace others, or a job holds them
 
     def snapshot(self) -> Snapshot:
         """Return all contents as they are now; a job sees them so until it ends."""
@@ -89,7 +89,7 @@ class Store:
         self._check_place(path)
         piece = self._upload(party, content, length=length, sha256=sha256)
         with self._lock:
-            self._commit({path: self._joined(path, piece)}, owner=party.name)
+            self._commit({path: self._joined(path, piece, owner=party.name)}, owner=party.name)
 
     def delete(self, party: Participant, path: str) -> None:
         """Remove a file."""
@@ -118,43 +118,35 @@ class Store:
         with self._lock:
             contents = dict(changed)
             for path, piece in appended.items():
-                contents[path] = self._joined(path, piece)
+                contents[path] = self._joined(path, piece, owner=owner)
             gone = frozenset(path for path in deleted if path in self._entries)
             if gone & self._frozen:
                 raise Frozen
             self._commit(contents, owner=owner, gone=gone)
 
-    def write_blob(self, content: Iterator[bytes]) -> Blob:
-        """Store a content that stands at no path yet."""
-        return self._blobs.write(content)
+    def write_blob(self, content: Iterator[bytes], *, owner: str) -> Blob:
+        """Store a content that stands at no path yet; raise OSError where it is too much."""
+        return self._blobs.write(content, owner=owner)
 
     def _upload(self, party: Participant, content: Iterator[bytes], *, length: int, sha256: bytes) -> Blob:
         if length > self.file_limit:
             raise TooLarge
-        with self._lock:
-            promised = self._reserved.get(party.name, 0) + length
-            if promised > self.share:  # whether it replaces something is known at the commit
-                raise TooLarge
-            self._reserved[party.name] = promised
         try:
-            blob = self._blobs.write(content)
+            blob = self._blobs.write(content, owner=party.name)
         except OSError as error:
             raise TooLarge from error
-        finally:
-            with self._lock:
-                self._reserved[party.name] -= length
         if blob.sha256 != sha256:
             raise DigestMismatch
         return blob
 
-    def _joined(self, path: str, piece: Blob) -> Blob:
+    def _joined(self, path: str, piece: Blob, *, owner: str) -> Blob:
         entry = self._entries.get(path)
         if entry is None:
             return piece
         if entry.blob.size + piece.size > self.file_limit:
             raise TooLarge
         try:
-            return self._blobs.write(piece.chunks(), base=entry.blob)
+            return self._blobs.write(piece.chunks(), owner=owner, base=entry.blob)
         except OSError as error:
             raise TooLarge from error
 

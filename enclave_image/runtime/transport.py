@@ -11,7 +11,7 @@ from typing import Protocol
 
 from .wire import PARENT_CIDS
 
-DIAL_TIMEOUT = 10.0  # seconds; a closed port resets in milliseconds (facts: vsock)
+DIAL_TIMEOUT = 10.0  # seconds; a closed port resets in milliseconds
 BACKLOG = 64  # connections
 
 

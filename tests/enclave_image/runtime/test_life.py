@@ -29,7 +29,8 @@ from attestation.measurements import Measurements
 from enclave_image.runtime.wire import PORT_NSM, Event
 from host_shim.nsm_emulator import NsmEmulator
 
-from .household import PATIENCE, REPOSITORY, SOME_IMAGE, Isolate, Party, in_an_hour, isolate, make_policy
+from . import guests
+from .household import PATIENCE, REPOSITORY, SOME_IMAGE, Isolate, Party, in_an_hour, isolate, make_policy, program
 
 Start = Callable[..., Isolate]
 NONCE = bytes(range(32))
@@ -187,10 +188,17 @@ def test_without_a_module_it_halts(tmp_path: Path) -> None:
     assert process.wait(PATIENCE) == 0
 
 
-def test_its_children_end_with_it(alice: Party) -> None:
-    with isolate(make_policy(alice)) as ran:
-        children = Path(f"/proc/{ran.process.pid}/task/{ran.process.pid}/children").read_text().split()
-        assert len(children) == 2  # attestor, zygote
+def test_no_process_outlives_it(alice: Party) -> None:
+    code = guests.sleep(60)
+    with isolate(make_policy(alice, programs=[program("/c.wasm", code, {})])) as ran:
+        with ran.connect(alice) as client:
+            client.put("/c.wasm", code)
+            job = client.ask("POST", "/v1/jobs", json.dumps({"program": "/c.wasm"}).encode()).json["id"]
+            while client.ask("GET", f"/v1/jobs/{job}").json["state"] == "queued":
+                pass
+        children: list[str] = []
+        while len(children) < 4:
+            children = descendants(str(ran.process.pid))  # attestor, zygote, warden, worker
         ran.process.kill()
         ran.process.wait(PATIENCE)
         for child in children:
@@ -199,6 +207,14 @@ def test_its_children_end_with_it(alice: Party) -> None:
                     break
                 threading.Event().wait(0.05)
             assert not _lives(child)
+
+
+def descendants(pid: str) -> list[str]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return children + [below for child in children for below in descendants(child)]
 
 
 def _lives(pid: str) -> bool:
