@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 BLOCK = 512  # bytes; the archive is padded to it
@@ -60,6 +60,14 @@ def read_tree(root: Path) -> Tree:
         else:
             raise ValueError(f"{name} is neither file, directory nor link")
     return tree
+
+
+def only_executable(name: str, tree: Mapping[str, Entry]) -> Tree:
+    """Return the tree with one file executable and no other: the kernel starts nothing else, whatever it is told."""
+    return {
+        path: replace(entry, executable=path == name) if isinstance(entry, File) else entry
+        for path, entry in tree.items()
+    }
 
 
 def _with_parents(tree: Mapping[str, Entry]) -> Tree:

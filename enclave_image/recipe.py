@@ -22,7 +22,7 @@ from .config import ImageConfig, cache_dir, find_mirrors
 from .eif import SectionType, read_eif, write_eif
 from .errors import BuildFailed
 from .fetch import fetch_inputs
-from .initramfs import Tree, read_tree, write_cpio
+from .initramfs import Tree, only_executable, read_tree, write_cpio
 from .kernel import build_init, build_kernel, kernel_key
 from .lock import Lock, LockedPackage, Role
 from .rootfs import GUEST_TOOL, build_rootfs, guest_compress
@@ -112,7 +112,8 @@ def _build_platform(cache: Cache, config: ImageConfig, lock: Lock, inputs: Mappi
                 root, packages=[inputs[p.name] for p in packages], wheels=[inputs[w.name] for w in lock.wheels],
                 trim=trim, init=init,
             )  # fmt: skip
-            (making.product / "ramdisk").write_bytes(_pack(read_tree(root), root, config.zstd_level))
+            tree = only_executable("init", read_tree(root))
+            (making.product / "ramdisk").write_bytes(_pack(tree, root, config.zstd_level))
     entry = cache.demand("platform", key)
     return Platform((kernel / "bzImage").read_bytes(), (entry / "ramdisk").read_bytes(), entry / "root")
 

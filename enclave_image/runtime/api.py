@@ -138,6 +138,7 @@ class Api:
         content = _Once(request, self._store.file_limit)
         if request.method == "PUT":
             self._store.put(party, path, content=content, length=length, sha256=sha256)
+            self._jobs.prepare(path)
         else:
             self._store.append(party, path, content=content, length=length, sha256=sha256)
         # of an append its sender learns what it sent: the whole may not be its to read

@@ -28,6 +28,8 @@
 #error "COMMAND_LINE is the measured kernel command line of this image"
 #endif
 
+#define PYTHON "/usr/bin/python3.13"
+#define LOADER "/lib64/ld-linux-x86-64.so.2" // its ELF interpreter
 #define HEARTBEAT_PORT 9000 // aws-nitro-enclaves-sdk-bootstrap init.c
 #define HEARTBEAT 0xB7
 #define HEARTBEAT_SECONDS 10
@@ -164,10 +166,17 @@ static void greet(void)
 	halt("init: halt: the parent does not answer the heartbeat\n");
 }
 
+// In the ramdisk /init alone may be executed: a launcher's rdinit= or init= finds nothing else to start as process 1.
+static void allow_python(void)
+{
+	if (chmod(PYTHON, 0755) != 0 || chmod(LOADER, 0755) != 0)
+		halt("init: halt: no interpreter\n");
+}
+
 static pid_t start_runtime(void)
 {
 	static char *const arguments[] = {
-		"/usr/bin/python3.13", "-I", "-S", "-B", "-X", "utf8", "/app/start.pyc", NULL,
+		PYTHON, "-I", "-S", "-B", "-X", "utf8", "/app/start.pyc", NULL,
 	};
 	static char *const environment[] = {NULL};
 	const struct rlimit none = {0, 0};
@@ -199,6 +208,7 @@ int main(void)
 		halt("init: halt: no root directory\n");
 	chmod("/dev/nsm", 0600);
 	greet();
+	allow_python();
 	runtime = start_runtime();
 	if (runtime < 0)
 		halt("init: halt: no process for the runtime\n");

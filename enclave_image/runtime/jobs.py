@@ -75,6 +75,19 @@ class Jobs:
         for _ in range(self._policy.limits.jobs):
             threading.Thread(target=self._serve, daemon=True).start()
 
+    def prepare(self, path: str) -> None:
+        """Begin to compile what was just stored, if it is a program of the policy's: it sees no data, so it may."""
+        program, snapshot = self._policy.program(path), self._store.snapshot()
+        if program is not None and path in snapshot and snapshot[path].sha256 == program.sha256:
+            threading.Thread(target=self._prepare, args=(program, snapshot), daemon=True).start()
+
+    def _prepare(self, program: Program, snapshot: Snapshot) -> None:
+        try:
+            self._runner.prepare(program, snapshot)
+        except BaseException:  # as in _serve: without its zygote an isolate is of no use
+            self._lifecycle.stop(Event.HALT_INTERNAL)
+            raise
+
     def submit(self, party: Participant, path: str, expected: Mapping[str, bytes]) -> Job:
         """Accept a job; raise what the API answers where it cannot be."""
         program = self._policy.program(path)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 from collections.abc import Callable
@@ -62,6 +63,13 @@ class Runner:
         self._numbers = itertools.count()
         place.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         place.directory.chmod(0o700)
+
+    def prepare(self, program: Program, snapshot: Snapshot) -> None:
+        """Compile a program that has come, so that its first run need not wait; what fails is told by that run."""
+        with contextlib.suppress(CompileFailed):
+            self._modules.find(
+                snapshot[program.path], lambda source, artifact: self._compile(source, artifact, lambda _: None)
+            )
 
     def run(self, program: Program, snapshot: Snapshot, *, owner: str, hold: Hold) -> Outcome:
         """Run a program on a snapshot; commit its results if it exits with 0.

@@ -194,7 +194,9 @@ class Host:
         send_frame(sock, self.policy)
         answer = sock.recv(1)
         with self.news:
-            self.answers.append(Event(answer[0]))
+            with self.news:
+                self.answers.append(Event(answer[0]))
+                self.news.notify_all()
             self.news.notify_all()
 
     def _nsm(self, sock: socket.socket) -> None:
@@ -208,6 +210,12 @@ class Host:
             with self.news:
                 self.events.append(Event(code[0]))
                 self.news.notify_all()
+
+    def wait_for_answer(self) -> list[Event]:
+        """Return what the policy port was answered; it comes on another connection than the events."""
+        with self.news:
+            assert self.news.wait_for(lambda: bool(self.answers), PATIENCE)
+            return self.answers
 
     def wait_for(self, event: Event) -> None:
         with self.news:
