@@ -107,7 +107,7 @@ def _handshake_error(endpoint: Endpoint, error: OSError) -> VeracruzError:
         )
     if isinstance(error, TimeoutError):
         return Unreachable(f"{endpoint} has not finished the TLS handshake in time")
-    if isinstance(error, ssl.SSLEOFError | ConnectionError):
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError):  # CPython has two for a bare end
         return Unreachable(f"{endpoint} cut the connection in the TLS handshake", actual=reason or error)
     return MalformedAnswer(f"{endpoint} does not speak TLS 1.3 as an isolate does", actual=reason or error)
 

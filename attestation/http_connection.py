@@ -171,7 +171,11 @@ class Connection:
         except (OSError, ValueError) as error:
             raise Unreachable(f"the connection to {self._peer} failed", actual=error) from error
 
-    def _end(self, error: object) -> VeracruzError:
+    def _end(self, error: Exception) -> VeracruzError:
+        if _is_damage(error):
+            return Unreachable(
+                f"what came from {self._peer} was changed on its way", actual=getattr(error, "reason", None)
+            )
         if self._identified and not self._answered:
             return CertificateRefused(
                 f"{self._peer} ended the connection when it saw the certificate",
@@ -238,6 +242,14 @@ class _Source(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         self._tls.settimeout(_left(self.deadline))
         return self._tls.recv_into(buffer)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Return whether TLS refused what was received: neither the server's alert nor an end, so no refusal of its."""
+    if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return False
+    reason = str(error.reason or "")  # OpenSSL's names of received alerts are TLSV1_ALERT_UNKNOWN_CA and the like
+    return bool(reason) and "ALERT" not in reason and reason != "PROTOCOL_IS_SHUTDOWN"
 
 
 def _left(deadline: float) -> float:

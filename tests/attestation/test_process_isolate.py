@@ -17,6 +17,10 @@ from typing import Any
 
 import pytest
 
+from attestation.errors import ApiRefusal
+from attestation.refusals import parse_refusal
+from enclave_image.runtime.errors import ApiError
+
 from .parties import PROGRAM, Parties, dump
 
 pytest.importorskip("wasmtime", reason="the engine of the isolate: extra [host]")
@@ -173,3 +177,12 @@ def _refused(result: Result, slug: str) -> None:
 
 def _agreed(result: Result) -> Any:
     return json.loads(result.out)["agreed"]
+
+
+def test_every_slug_of_the_api_has_a_class_on_the_participants_side() -> None:
+    kinds = ApiError.__subclasses__()
+    slugs = {kind.slug for kind in (*kinds, *(leaf for kind in kinds for leaf in kind.__subclasses__()))}
+    known = {kind.slug for kind in ApiRefusal.__subclasses__()}
+    assert slugs == known
+    for kind in kinds:
+        assert type(parse_refusal(kind.status, kind.body())).slug == kind.slug
