@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from .errors import MalformedInput
 from .limits import MAX_CERTIFICATE_PEM
 
+SHOWN = 28  # characters; a PEM file's first line
 MAX_DER = 4096  # bytes; ours are about 400, one with many names about 1,000
 
 _ONE_PEM = re.compile(r"\s*-----BEGIN CERTIFICATE-----\s[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----\s*", re.ASCII)
@@ -32,7 +33,10 @@ def parse_certificate(pem: str) -> bytes:
             "certificate: too long", expected=f"at most {MAX_CERTIFICATE_PEM} characters", actual=len(pem)
         )
     if not _ONE_PEM.fullmatch(pem):
-        raise MalformedInput("certificate: not of the needed form", expected="exactly one PEM certificate", actual=pem)
+        begin = pem[:SHOWN]  # no more: it may be a private key
+        raise MalformedInput(
+            "certificate: not of the needed form", expected="exactly one PEM certificate", actual=begin
+        )
     try:
         certificate = x509.load_pem_x509_certificate(pem.encode("ascii"))
         der = certificate.public_bytes(Encoding.DER)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from . import participant_cli, verify_cli
-from .console import Commands, new_group, run_verb
+from .console import Commands, new_group, run_command, run_verb
 
 
 def add_verbs(commands: Commands) -> None:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m attestation verify ...`: the verifier alone."""
     parser = argparse.ArgumentParser(prog="python -m attestation", allow_abbrev=False)
     verify_cli.add_verbs(parser.add_subparsers(dest="verb", metavar="VERB", required=True))
-    return run_verb(parser.parse_args(argv))
+    return run_command(lambda: run_verb(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

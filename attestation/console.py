@@ -3,34 +3,62 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import errno
+import io
 import json
 import os
+import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import EXIT_ENVIRONMENT, VeracruzError, escape
+from .errors import EnvironmentLacks, VeracruzError
+
+if TYPE_CHECKING:
+    import argparse  # little is imported here: until it is, Ctrl-C ends in a traceback
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
-Verb = Callable[[argparse.Namespace], int]
+Verb = Callable[["argparse.Namespace"], int]
 Commands = Any  # argparse's subparsers object; its class is private and generic only in stubs
 
 
-def say(text: str) -> None:
-    """Write one line of talk to stderr."""
-    print(text, file=sys.stderr, flush=True)
+def printable(text: str) -> str:
+    """Return others' text safe for a terminal: its line breaks and tabs stay, any other control character does not."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str, *, label: str = "", colour: str = "") -> None:
+    """Write one line of talk to stderr, after a label in an ANSI colour (such as "32")."""
+    line = f"{paint(label, colour)} {printable(text)}" if label else printable(text)
+    with contextlib.suppress(OSError):  # talk that nobody can hear ends no verb
+        print(line, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Write a warning to stderr."""
+    say(text, label="warning:", colour="33")
 
 
 def emit(args: argparse.Namespace, data: Mapping[str, Any], text: str) -> None:
     """Write the verb's result to stdout: `data` as one JSON object under --json, else `text`."""
     if args.json:
-        print(json.dumps(data, indent=2, sort_keys=False), flush=True)
+        write_out(json.dumps(data, indent=2, sort_keys=False))
     elif text:
-        print(text, flush=True)
+        write_out(printable(text))
+
+
+def write_out(text: str, *, end: str = "\n") -> None:
+    """Write to stdout; raise EnvironmentLacks where it takes no more, BrokenPipeError where nobody reads it."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_output()
+        raise EnvironmentLacks(f"cannot write to standard output: {error.strerror}") from error
 
 
 def use_colour() -> bool:
@@ -50,7 +78,7 @@ class Progress:
     """
 
     def __init__(self, what: str, *, total: int | None = None, unit: str = "B") -> None:
-        self._what = what
+        self._what = printable(what)
         self._total = total
         self._unit = unit
         self._start = time.monotonic()
@@ -101,10 +129,11 @@ def report(error: VeracruzError, *, as_json: bool) -> None:
             "slug": error.slug, "message": error.what, "expected": error.expected, "actual": error.actual,
             "hint": error.hint,
         }  # fmt: skip
-        print(json.dumps({"error": body}, indent=2), flush=True)
-    say(f"{paint('error:', '31')} {error}")
+        with contextlib.suppress(EnvironmentLacks):  # what went wrong before is told in any case
+            write_out(json.dumps({"error": body}, indent=2))
+    say(str(error), label="error:", colour="31")
     if error.hint:
-        say(f"{paint('hint:', '33')} {error.hint}")
+        say(error.hint, label="hint:", colour="33")
 
 
 def run_verb(args: argparse.Namespace) -> int:
@@ -112,22 +141,72 @@ def run_verb(args: argparse.Namespace) -> int:
     verb: Verb = args.run
     try:
         return verb(args)
-    except VeracruzError as error:
+    except BrokenPipeError:
+        raise  # whoever read our output is gone
+    except (VeracruzError, OSError, MemoryError) as error:
         if args.debug:
+            import traceback
+
             traceback.print_exc()
-        report(error, as_json=args.json)
-        return error.exit_code
+        told = as_told(error)
+        report(told, as_json=args.json)
+        return told.exit_code
+
+
+def as_told(error: VeracruzError | OSError | MemoryError) -> VeracruzError:
+    """Return an error in the one form of all: what the system refused is a lack of this machine."""
+    if isinstance(error, VeracruzError):
+        return error
+    if isinstance(error, MemoryError):
+        return EnvironmentLacks("this machine, or a limit on this process, gives too little memory")
+    limit = "raise a limit of this process: ulimit -n 1024 -u 1024"
+    hint = limit if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN) else None
+    places = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    return EnvironmentLacks(": ".join([*places, error.strerror or str(error) or type(error).__name__]), hint=hint)
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a whole command, its imports included: a signal, or a closed or full output, is an end without traceback."""
+    _open_standard_files()
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is signal.SIG_DFL:  # ignored under nohup, and then it stays so
+            signal.signal(number, _interrupt)
+    try:
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         say("interrupted")
-        return EXIT_INTERRUPTED
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 -- the interpreter flushes it once more at exit
-        return EXIT_INTERRUPTED
+        _drop_output()
     except OSError as error:
-        if args.debug:
-            traceback.print_exc()
-        where = f" ({escape(error.filename)})" if error.filename else ""
-        say(f"{paint('error:', '31')} {escape(error.strerror or error)}{where}")
-        if args.json:
-            print(json.dumps({"error": {"slug": "environment", "message": escape(error), "hint": None}}), flush=True)
-        return EXIT_ENVIRONMENT
+        _drop_output()
+        told = EnvironmentLacks(f"cannot write to standard output: {error.strerror}")
+        report(told, as_json=False)
+        return told.exit_code
+    return EXIT_INTERRUPTED
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _open_standard_files() -> None:
+    """Let output be there and take any text, so that a closed descriptor or an odd locale ends no verb half-way."""
+    for descriptor in range(3):  # else the next file that is opened becomes, say, standard output
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 -- kept until the process ends
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Send what is left of standard output nowhere: the interpreter flushes it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -17,12 +17,12 @@ from .console import Commands, emit, new_parser, say
 from .endpoint import Endpoint
 from .errors import EXIT_OK, UsageError
 from .expectations import Expectations, ImageIs, NonceIs, PublicKeyIs, UnsafeAcceptDebug
-from .files import write_whole
+from .files import demand_target, write_whole
+from .input_files import read_measurements, read_policy, read_root
 from .limits import NONCE_SIZE
 from .measurements import dump_measurements
 from .policy import Policy
-from .policy_cli import load_policy
-from .trust_options import add_trust_options, read_measurements, read_root, read_trust, warn_of_trust
+from .trust_options import add_trust_options, read_trust, warn_of_trust
 from .verifier import Appraisal, verify
 
 SCHEMA = "veracruz.evidence/1"
@@ -44,14 +44,17 @@ def add_verbs(attest: Commands) -> None:
 def fetch(args: argparse.Namespace) -> int:
     """Fetch a document; verify it if a policy or measurements were given."""
     nonce = _nonce(args.nonce)
-    policy = None if args.policy is None else load_policy(args.policy)
+    policy = None if args.policy is None else read_policy(args.policy)
     trust = _trust(args, policy)
     if trust is not None:
         warn_of_trust(args, trust)
-    evidence = fetch_evidence(Endpoint.parse(args.isolate), nonce)
+    endpoint = Endpoint.parse(args.isolate)
     if args.out is not None:
-        write_whole(args.out, evidence.document)
+        demand_target(args.out)
+    evidence = fetch_evidence(endpoint, nonce)
     appraisal = None if trust is None else _verify(evidence, policy, trust)
+    if args.out is not None:  # what is refused replaces nothing
+        write_whole(args.out, evidence.document)
     say(f"nonce       {nonce.hex()}")
     say(f"public key  {evidence.public_key.hex()}")
     document = base64.b64encode(evidence.document).decode("ascii")
@@ -69,7 +72,7 @@ def _trust(args: argparse.Namespace, policy: Policy | None) -> Trust | None:
         return read_trust(args, policy)
     if args.unsafe_accept_policy_image:
         raise UsageError("--unsafe-accept-policy-image goes with --policy FILE")
-    images = read_measurements(args)
+    images = read_measurements(args.measurements)
     return Trust(read_root(args.root), images, allow_debug=args.allow_debug) if images else None
 
 

@@ -4,26 +4,88 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import EnvironmentLacks, UsageError
+from .errors import EnvironmentLacks, UsageError, VeracruzError
+
+PIECE = 1 << 20  # bytes
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAX_STREAM = 64 << 20  # bytes of what is no regular file, such as a pipe; a device may never end
 
 
-def read_limited(path: Path, *, limit: int, what: str) -> bytes:
+def read_limited(path: Path, *, limit: int, what: str, hint: str | None = None) -> bytes:
     """Return a file's bytes, at most `limit`; raise UsageError for one that is missing, too large or no file."""
+    return b"".join(_read_pieces(path, limit=limit, what=what, hint=hint))
+
+
+def hash_limited(path: Path, *, limit: int, what: str) -> bytes:
+    """Return a file's SHA-256 without holding the file in memory; raise as `read_limited` does."""
+    digest = hashlib.sha256()
+    for piece in _read_pieces(path, limit=limit, what=what):
+        digest.update(piece)
+    return digest.digest()
+
+
+def _read_pieces(path: Path, *, limit: int, what: str, hint: str | None = None) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
-            raw = file.read(limit + 1)
+            found = os.fstat(file.fileno())
+            done = 0
+            if stat.S_ISREG(found.st_mode):
+                done = found.st_size if found.st_size > limit else 0
+            else:
+                limit = min(limit, MAX_STREAM)
+            while done <= limit and (piece := file.read(min(PIECE, limit + 1 - done))):
+                done += len(piece)
+                yield piece
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UsageError(f"cannot read the {what} {path}: {reason}") from error
-    if len(raw) > limit:
+        missing = isinstance(error, FileNotFoundError)
+        raise UsageError(f"cannot read the {what} {path}: {reason}", hint=hint if missing else None) from error
+    if done > limit:
         raise UsageError(f"the {what} {path} is too large", expected=f"at most {limit} bytes")
-    return raw
+
+
+def user_folder(variable: str, fallback: str) -> Path:
+    """Return our directory below one of the XDG base directories (relative values are ignored, as they demand)."""
+    base = Path(os.environ.get(variable, ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / fallback
+        except RuntimeError as error:
+            raise EnvironmentLacks("this user has no home directory", hint=f"set HOME or {variable}") from error
+    return base / "veracruz"
+
+
+@contextlib.contextmanager
+def naming(path: Path, *, hint: str | None = None) -> Iterator[None]:
+    """Let an error about a file's content, which the block raises, say which file; give it a hint if it has none."""
+    try:
+        yield
+    except VeracruzError as error:
+        error.what = f"{path}: {error.what}"
+        error.hint = error.hint or hint
+        raise
+
+
+def demand_target(path: Path) -> None:
+    """Raise unless a file can be written at `path`, before long work for it; a device, say, is never replaced."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is no regular file, and is not replaced", hint="name a file")
+        if not path.parent.is_dir():
+            raise EnvironmentLacks(f"cannot write {path}: no such directory", hint=f"mkdir -p {path.parent}")
+    except OSError as error:
+        raise EnvironmentLacks(f"cannot write {path}: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise EnvironmentLacks(f"cannot write in {path.parent}: Permission denied")
 
 
 def write_new(path: Path, data: bytes, *, mode: int) -> None:
@@ -41,6 +103,7 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 @contextlib.contextmanager
 def replacing(path: Path, *, mode: int = 0o644, refuse_existing: bool = False) -> Iterator[BinaryIO]:
     """Give a temporary file beside `path`; put it in place, synced, when the block ends well, else remove it."""
+    demand_target(path)
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
     except OSError as error:
@@ -53,6 +116,10 @@ def replacing(path: Path, *, mode: int = 0o644, refuse_existing: bool = False) -
             os.fsync(file.fileno())
         temporary.chmod(mode)
         _put_in_place(temporary, path, refuse_existing=refuse_existing)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise EnvironmentLacks(f"cannot write {path}: {error.strerror}", hint="free some space there") from error
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -24,7 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from .certificates import key_bytes, parse_certificate
 from .errors import EnvironmentLacks, MalformedInput, UsageError
-from .files import read_limited, write_new
+from .files import naming, read_limited, write_new
 from .limits import MAX_CERTIFICATE_PEM
 
 MAX_KEY_PEM = 16 * 1024  # bytes
@@ -89,13 +90,15 @@ def write_identity(name: str, folder: Path) -> Identity:
                 hint="choose another --out; whoever holds an old key keeps its rights until a policy leaves it out",
             )
     key, certificate = make_identity(name)
+    there = folder.exists()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_new(key_file, key, mode=0o600)
-    try:
+    with contextlib.ExitStack() as undo:
+        if not there:
+            undo.callback(folder.rmdir)
+        write_new(key_file, key, mode=0o600)
+        undo.callback(key_file.unlink)
         write_new(certificate_file, certificate, mode=0o644)
-    except BaseException:
-        key_file.unlink(missing_ok=True)
-        raise
+        undo.pop_all()
     return Identity(parse_certificate(certificate.decode("ascii")), certificate_file, key_file)
 
 
@@ -124,10 +127,10 @@ def load_certificate(path: Path) -> bytes:
         text = raw.decode("ascii")
     except UnicodeDecodeError as error:
         raise MalformedInput(f"{path} is no PEM file", expected="text", actual="binary data") from error
-    try:
+    if "PRIVATE KEY-----" in text:
+        raise MalformedInput(f"{path} is a private key", expected="a certificate", hint="give the .pem, keep the .key")
+    with naming(path):
         return parse_certificate(text)
-    except MalformedInput as error:
-        raise MalformedInput(f"{path}: {error.what}", expected=error.expected, actual=error.actual) from error
 
 
 def file_stem(name: str) -> str:
@@ -144,6 +147,8 @@ _DIGITAL_SIGNATURE = x509.KeyUsage(
 
 def _find(where: Path) -> tuple[Path, Path]:
     if where.is_dir():
+        if not os.access(where, os.R_OK | os.X_OK):
+            raise UsageError(f"cannot read the identity in {where}: Permission denied")
         keys = sorted(where.glob("*.key"))
         if len(keys) != 1:
             raise UsageError(

@@ -14,17 +14,16 @@ from typing import Any
 
 from . import fetch_cli, identity_cli, policy_cli
 from .binding import HASH_SIZE
-from .console import Commands, Progress, Verb, emit, new_parser, paint, say
+from .console import Commands, Progress, Verb, emit, new_parser, say, warn
 from .endpoint import Endpoint
 from .errors import EXIT_JOB, EXIT_OK, UsageError
-from .files import read_limited
+from .files import demand_target
 from .identity import load_identity
+from .input_files import read_policy
 from .jobs import Job, JobState
-from .limits import MAX_POLICY
 from .participant import Session, open_session
 from .paths import normal_path
 from .pins import PinStore, state_folder
-from .policy import parse_policy
 from .strict_json import Node
 from .trust_options import add_trust_options, read_trust, warn_of_trust
 
@@ -86,6 +85,8 @@ def get(args: argparse.Namespace) -> int:
     path, to_stdout = normal_path(args.path), str(args.out) == "-"
     if to_stdout and args.json:
         raise UsageError("--json and --out - would mix on standard output", hint="give --out FILE")
+    if not to_stdout:
+        demand_target(args.out)
     with _session(args) as session:
         progress = Progress(f"get {path}")
         try:
@@ -111,7 +112,7 @@ def ls(args: argparse.Namespace) -> int:
         entries = session.list(path)
     data = {"path": path, "entries": [{"name": e.name, "kind": e.kind, "size": e.size} for e in entries]}
     lines = [f"{e.size:>12}  {e.name}" if e.kind == "file" else f"{'':>12}  {e.name}/" for e in entries]
-    emit(args, data, "\n".join(printable(line) for line in lines))
+    emit(args, data, "\n".join(lines))
     return EXIT_OK
 
 
@@ -145,11 +146,6 @@ def shutdown(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def printable(text: str) -> str:
-    """Return others' text safe for a terminal: its line breaks and tabs stay, any other control character does not."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-
-
 def _verb(commands: Commands, name: str, summary: str, action: Verb) -> argparse.ArgumentParser:
     parser = new_parser(commands, name, summary=summary, run=action)
     parser.add_argument("--policy", metavar="FILE", type=Path, required=True, help="the policy that you have read")
@@ -178,22 +174,21 @@ def _seconds(text: str) -> float:
 
 def _session(args: argparse.Namespace) -> Session:
     """Open a session by the options that all participant's verbs have."""
-    raw = read_limited(args.policy, limit=MAX_POLICY, what="policy")
-    policy = parse_policy(raw)
+    policy = read_policy(args.policy)
     identity = load_identity(args.identity)
     trust = read_trust(args, policy)
     endpoint = Endpoint.parse(args.isolate)
     warn_of_trust(args, trust)
     if policy.participant_of(identity.certificate) is None:
-        say(f"{paint('note:', '33')} the policy does not name {identity.certificate_file}; the isolate will refuse it")
+        warn(f"the policy does not name {identity.certificate_file}; the isolate will refuse it")
     pins, at = PinStore(state_folder() / "pins"), datetime.now(UTC)
     known = pins.find(policy.hash) if args.new_isolate else None
     session = open_session(
-        endpoint, raw, trust=trust, identity=identity, pins=pins, at=at, new_isolate=args.new_isolate
+        endpoint, policy.raw, trust=trust, identity=identity, pins=pins, at=at, new_isolate=args.new_isolate
     )
     if known is not None and not known.matches(session.pin):
-        say(
-            f"{paint('warning:', '33')} isolate {known.fingerprint[:16]}... (since {known.since}) is forgotten; "
+        warn(
+            f"isolate {known.fingerprint[:16]}... (since {known.since}) is forgotten; "
             f"from now on it is {session.pin.fingerprint[:16]}..., which has nothing of what was sent before"
         )
     return session
@@ -232,9 +227,9 @@ def _print_job(args: argparse.Namespace, job: Job) -> None:
         streams = {"stdout": outcome.stdout, "stderr": outcome.stderr}
         data |= {"exit_code": outcome.exit_code, "trap": outcome.trap, "usage": outcome.usage}
         data |= {name: raw.decode("utf-8", "backslashreplace") for name, raw in streams.items()}
-        lines[0] += f"  exit code {outcome.exit_code}" + (f", trap {printable(outcome.trap)}" if outcome.trap else "")
-        lines += [f"  {printable(name)} {value}" for name, value in outcome.usage.items()]
+        lines[0] += f"  exit code {outcome.exit_code}" + (f", trap {outcome.trap}" if outcome.trap else "")
+        lines += [f"  {name} {value}" for name, value in outcome.usage.items()]
         for name, raw in streams.items():
             if raw:
-                lines += [f"--- {name}", printable(raw.decode("utf-8", "backslashreplace").rstrip("\n"))]
+                lines += [f"--- {name}", raw.decode("utf-8", "backslashreplace").rstrip("\n")]
     emit(args, data, "\n".join(lines))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from .binding import HASH_SIZE
 from .certificates import MAX_DER
 from .errors import EnvironmentLacks, IsolateChanged, MalformedInput, UsageError
-from .files import read_limited, write_new, write_whole
+from .files import naming, read_limited, user_folder, write_new, write_whole
 from .strict_json import read_json
 
 SCHEMA = "veracruz.pin/1"
@@ -48,9 +47,8 @@ def new_pin(certificate: bytes, root: bytes, *, at: datetime) -> Pin:
 
 
 def state_folder() -> Path:
-    """Return where this user's state is kept (XDG base directories)."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "veracruz"
+    """Return where this user's state is kept."""
+    return user_folder("XDG_STATE_HOME", ".local/state")
 
 
 class PinStore:
@@ -65,7 +63,7 @@ class PinStore:
         if not path.exists():
             return None
         raw = read_limited(path, limit=MAX_PIN, what="pin")
-        try:
+        with naming(path, hint="restore it; to give up the isolate that it names, say --new-isolate"):
             top = read_json(raw, limit=MAX_PIN, what="the pin", refusal=MalformedInput)
             members = top.object("schema", "policy", "certificate", "root", "since")
             if members["schema"].value != SCHEMA or members["policy"].hexadecimal(HASH_SIZE) != policy_hash:
@@ -73,11 +71,6 @@ class PinStore:
             size = len(members["certificate"].text(most=2 * MAX_DER)) // 2
             certificate = members["certificate"].hexadecimal(size)
             return Pin(certificate, members["root"].hexadecimal(HASH_SIZE), members["since"].text(most=32))
-        except MalformedInput as error:
-            raise MalformedInput(
-                f"{path}: {error.what}", expected=error.expected, actual=error.actual,
-                hint="restore it; to give up the isolate that it names, say --new-isolate",
-            ) from error  # fmt: skip
 
     def check(self, policy_hash: bytes, pin: Pin) -> None:
         """Raise IsolateChanged if another isolate is pinned under the policy."""

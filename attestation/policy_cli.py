@@ -6,26 +6,26 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .binding import HASH_SIZE
-from .chain import load_root
-from .console import Commands, emit, new_group, new_parser, paint, say
+from .console import Commands, emit, new_group, new_parser, warn, write_out
 from .errors import EXIT_OK, EXIT_REFUSED, UsageError, escape
-from .files import read_limited, write_new, write_whole
+from .files import hash_limited, read_limited, write_new, write_whole
 from .identity import load_certificate
-from .limits import MAX_CERTIFICATE_PEM, MAX_MEASUREMENTS_FILE, MAX_POLICY
-from .measurements import load_measurements
-from .policy import Policy, RunLimits, StoreLimits, parse_policy
+from .input_files import read_measurements, read_policy, read_root
+from .limits import MAX_CERTIFICATE_PEM
+from .policy import RunLimits, StoreLimits, parse_policy
 from .policy_draft import Draft, DraftParticipant, DraftProgram
 from .policy_flow import Flow, find_flows
 from .policy_lint import Finding, lint_policy
 from .policy_text import describe_parties, explain_policy, rights_table
 
 MAX_PINNED = 1 << 32  # bytes of a file whose hash goes into a policy
+MAX_PROGRAM = 1 << 30  # bytes; far above what an isolate stores
+WASM_MAGIC = b"\0asm"
 
 _V = TypeVar("_V")
 
@@ -45,14 +45,9 @@ def add_verbs(commands: Commands) -> None:
     words.add_argument("file", metavar="FILE", type=Path)
 
 
-def load_policy(path: Path) -> Policy:
-    """Read and parse a policy file."""
-    return parse_policy(read_limited(path, limit=MAX_POLICY, what="policy"))
-
-
 def check_policy(args: argparse.Namespace) -> int:
     """Parse a policy, print what each party may do, and warn of what is likely not meant."""
-    policy = load_policy(args.file)
+    policy = read_policy(args.file)
     findings = lint_policy(policy, at=datetime.now(UTC))
     data = {
         "name": policy.name,
@@ -67,14 +62,14 @@ def check_policy(args: argparse.Namespace) -> int:
 
 def hash_policy(args: argparse.Namespace) -> int:
     """Print the hash of a well-formed policy."""
-    policy = load_policy(args.file)
+    policy = read_policy(args.file)
     emit(args, {"name": policy.name, "hash": policy.hash.hex()}, policy.hash.hex())
     return EXIT_OK
 
 
 def explain(args: argparse.Namespace) -> int:
     """Say a policy in plain words."""
-    policy = load_policy(args.file)
+    policy = read_policy(args.file)
     data = {"name": policy.name, "hash": policy.hash.hex(), "flows": [_flow(flow) for flow in find_flows(policy)]}
     emit(args, data, explain_policy(policy))
     return EXIT_OK
@@ -87,7 +82,7 @@ def new_policy(args: argparse.Namespace) -> int:
     if args.out is None:
         if args.json:
             raise UsageError("--json describes what was written", hint="give --out FILE")
-        sys.stdout.write(raw.decode())
+        write_out(raw.decode(), end="")
     else:
         write_whole(args.out, raw) if args.force else write_new(args.out, raw, mode=0o644)
         data = {"file": str(args.out), "name": policy.name, "hash": policy.hash.hex()}
@@ -99,10 +94,8 @@ def new_policy(args: argparse.Namespace) -> int:
 def draft(args: argparse.Namespace) -> Draft:
     """Return the policy that the options of `policy new` describe."""
     result = Draft(name=args.name, clock=args.clock, not_after=args.not_after, once=args.once)
-    result.root = args.root if args.root in (None, "aws") else load_root(_read(args.root)).fingerprint.hex()
-    for path in args.measurements:
-        raw = read_limited(path, limit=MAX_MEASUREMENTS_FILE, what="measurements file")
-        result.images += [image for image in load_measurements(raw) if image not in result.images]
+    result.root = args.root if args.root in (None, "aws") else read_root(args.root).fingerprint.hex()
+    result.images = list(dict.fromkeys(read_measurements(args.measurements)))
     for name, certificate in (_pair(text, "--participant", "NAME=CERT.pem") for text in args.participant):
         load_certificate(Path(certificate))
         pem = _read(certificate).decode("ascii").strip() + "\n"
@@ -232,13 +225,13 @@ def _read(path: str) -> bytes:
 def _digest(text: str) -> bytes:
     if re.fullmatch(f"[0-9a-fA-F]{{{2 * HASH_SIZE}}}", text):
         return bytes.fromhex(text)
-    return hashlib.sha256(read_limited(Path(text), limit=MAX_PINNED, what="pinned file")).digest()
+    return hash_limited(Path(text), limit=MAX_PINNED, what="pinned file")
 
 
 def _wasm_hash(path: Path) -> bytes:
-    raw = read_limited(path, limit=MAX_PINNED, what="program")
-    if raw[:4] != b"\0asm":
-        raise UsageError(f"{path} is no WebAssembly module", expected="a file that begins with \\0asm", actual=raw[:4])
+    raw = read_limited(path, limit=MAX_PROGRAM, what="program")
+    if not raw.startswith(WASM_MAGIC):
+        raise UsageError(f"{path} is no WebAssembly module", expected=WASM_MAGIC, actual=raw[: len(WASM_MAGIC)])
     return hashlib.sha256(raw).digest()
 
 
@@ -248,4 +241,4 @@ def _flow(flow: Flow) -> dict[str, Any]:
 
 def _warn(findings: tuple[Finding, ...]) -> None:
     for finding in findings:
-        say(f"{paint('warning:', '33')} {finding.message} [{finding.slug}]")
+        warn(f"{finding.message} [{finding.slug}]")

@@ -7,12 +7,9 @@ import argparse
 from pathlib import Path
 
 from .appraising import Trust
-from .chain import Root, aws_root, load_root
-from .console import paint, say
+from .console import warn
 from .errors import UsageError
-from .files import read_limited
-from .limits import MAX_CERTIFICATE_PEM, MAX_MEASUREMENTS_FILE
-from .measurements import Measurements, load_measurements
+from .input_files import read_measurements, read_root
 from .policy import Policy
 
 
@@ -32,25 +29,9 @@ def add_trust_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def read_root(name: str) -> Root:
-    """Return the root that --root names."""
-    if name == "aws":
-        return aws_root()
-    return load_root(read_limited(Path(name), limit=MAX_CERTIFICATE_PEM, what="root"))
-
-
-def read_measurements(args: argparse.Namespace) -> tuple[Measurements, ...]:
-    """Return the images in the measurements files."""
-    return tuple(
-        image
-        for path in args.measurements
-        for image in load_measurements(read_limited(path, limit=MAX_MEASUREMENTS_FILE, what="measurements file"))
-    )
-
-
 def read_trust(args: argparse.Namespace, policy: Policy) -> Trust:
     """Return what the options say is trusted; raise UsageError where no image is."""
-    images = read_measurements(args)
+    images = read_measurements(args.measurements)
     if images and args.unsafe_accept_policy_image:
         raise UsageError("--unsafe-accept-policy-image stands instead of --measurements, not beside it")
     if args.unsafe_accept_policy_image:
@@ -76,8 +57,3 @@ def warn_of_trust(args: argparse.Namespace, trust: Trust) -> None:
         )
     if trust.allow_debug:
         warn("--allow-debug: the host of an isolate in debug mode reads all that is in it, and no image is checked")
-
-
-def warn(text: str) -> None:
-    """Write a warning to stderr."""
-    say(f"{paint('warning:', '33')} {text}")

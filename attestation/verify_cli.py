@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from .chain import Root, aws_root, load_root
-from .console import Commands, emit, new_parser, paint, report, say
+from .chain import Root
+from .console import Commands, emit, new_parser, report, say, warn
 from .errors import EXIT_OK, AttestationError, EmptyExpectations, MalformedEvidence, MalformedInput, UsageError
 from .expectations import (
     Expectations,
@@ -40,12 +40,13 @@ from .expectations import (
     accepted_images,
 )
 from .files import read_limited
-from .limits import MAX_CERTIFICATE_PEM, MAX_DOCUMENT, MAX_MEASUREMENTS_FILE, MAX_POLICY
-from .measurements import dump_measurements, load_measurements
-from .policy import parse_policy
+from .input_files import read_measurements, read_policy, read_root
+from .limits import MAX_CERTIFICATE_PEM, MAX_DOCUMENT
+from .measurements import dump_measurements
 from .verifier import Appraisal, Check, Verdict, archived_time, examine
 
 SCHEMA = "veracruz.appraisal/1"
+SHOWN = 16  # bytes of what is no document: it may be a private key
 MAX_TEXT = 4 * MAX_DOCUMENT  # bytes of a document written as hex or base64, with line breaks
 MAX_AGE = timedelta(days=36500)  # timedelta overflows somewhere above
 
@@ -117,7 +118,7 @@ def verify_file(args: argparse.Namespace) -> int:
 
 def _request(args: argparse.Namespace) -> _Request:
     text = _read(args.file)
-    expected, root = _expectations(args), _root(args.root)
+    expected, root = _expectations(args), read_root(args.root)
     expected.require_content()
     _say_what_is_unsafe(args, root)
     document = decode_evidence(text)
@@ -148,7 +149,7 @@ def decode_evidence(raw: bytes) -> bytes:
         return base64.b64decode(text.translate(bytes.maketrans(b"-_", b"+/")), validate=True)
     except ValueError as error:  # binascii.Error is one
         raise MalformedEvidence(
-            "the file holds no attestation document", expected="COSE_Sign1, raw or in base64 or hex", actual=raw
+            "the file holds no attestation document", expected="COSE_Sign1, raw or in base64 or hex", actual=raw[:SHOWN]
         ) from error
 
 
@@ -163,15 +164,11 @@ def _read(name: str) -> bytes:
 
 def _expectations(args: argparse.Namespace) -> Expectations:
     terms: list[Term] = [_register(text) for text in args.pcr]
-    measured = [
-        image
-        for path in args.measurements
-        for image in load_measurements(read_limited(path, limit=MAX_MEASUREMENTS_FILE, what="measurements file"))
-    ]
+    measured = read_measurements(args.measurements)
     if args.any_image:
         terms.append(UnsafeAcceptAnyImage())
     if args.policy is not None:
-        policy = parse_policy(read_limited(args.policy, limit=MAX_POLICY, what="policy"))
+        policy = read_policy(args.policy)
         if measured:
             terms.append(accepted_images(policy, measured))
         elif Expectations(tuple(terms)).names_image:  # the policy alone names no image: whoever wrote it did
@@ -225,12 +222,6 @@ def _seconds(text: str) -> timedelta:
     return timedelta(seconds=int(text))
 
 
-def _root(name: str) -> Root:
-    if name == "aws":
-        return aws_root()
-    return load_root(read_limited(Path(name), limit=MAX_CERTIFICATE_PEM, what="root"))
-
-
 def _time(text: str, document: bytes) -> datetime:
     if text == "now":
         return datetime.now(UTC)
@@ -249,15 +240,11 @@ def _time(text: str, document: bytes) -> datetime:
 
 def _say_what_is_unsafe(args: argparse.Namespace, root: Root) -> None:
     if root.development:
-        _warn(f"{root.name} is not AWS's root: whoever holds its key can make any evidence")
+        warn(f"{root.name} is not AWS's root: whoever holds its key can make any evidence")
     if args.any_image:
-        _warn("--any-image: whatever code runs in the isolate is accepted")
+        warn("--any-image: whatever code runs in the isolate is accepted")
     if args.allow_debug:
-        _warn("--allow-debug: the host of an isolate in debug mode sees what is in it, and no image is checked")
-
-
-def _warn(text: str) -> None:
-    say(f"{paint('warning:', '33')} {text}")
+        warn("--allow-debug: the host of an isolate in debug mode sees what is in it, and no image is checked")
 
 
 def _verdict(appraisal: Appraisal, checks: Sequence[Check]) -> dict[str, Any]:

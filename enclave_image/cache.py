@@ -56,19 +56,21 @@ class Cache:
         If another process made the same entry meanwhile, theirs stays: same key, same bytes.
         """
         directory = self.base / kind
-        directory.mkdir(parents=True, exist_ok=True)
         target = directory / key[:32]
-        scratch = Path(tempfile.mkdtemp(prefix=f".making-{key[:8]}-", dir=directory))
-        product = scratch / "product"
-        product.mkdir()
-        try:
-            with lock_file(directory / f".{key[:32]}.lock"):
+        with lock_file(directory / f".{key[:32]}.lock"):
+            making = f".making-{key[:32]}-"
+            for left in directory.glob(f"{making}*"):  # by a build that was killed
+                remove_tree(left)
+            scratch = Path(tempfile.mkdtemp(prefix=making, dir=directory))
+            product = scratch / "product"
+            try:
+                product.mkdir()
                 yield Making(product, scratch)
                 if not target.is_dir():
                     _sync_tree(product)
                     product.rename(target)
-        finally:
-            remove_tree(scratch)
+            finally:
+                remove_tree(scratch)
 
 
 def _sync_tree(directory: Path) -> None:
@@ -96,11 +98,10 @@ def lock_file(path: Path) -> Iterator[None]:
 
 
 def demand_space(where: Path, needed: int) -> None:
-    """Raise NoSpace unless `needed` bytes are free on the file system of `where`."""
-    where.mkdir(parents=True, exist_ok=True)
+    """Raise NoSpace unless `needed` bytes are free on the file system of the directory `where`."""
     free = shutil.disk_usage(where).free
     if free < needed:
         raise NoSpace(
-            f"too little room in {where}", expected=f"{needed / 1e9:.1f} GB free", actual=f"{free / 1e9:.1f} GB",
-            hint="free some, or set XDG_CACHE_HOME to another disk",
+            f"too little room in {where}", expected=f"{needed / 1e6:.0f} MB free", actual=f"{free / 1e6:.0f} MB",
+            hint="free some, or name another place: --out FILE, or XDG_CACHE_HOME for the cache",
         )  # fmt: skip

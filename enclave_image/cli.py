@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import time
 from pathlib import Path
 from typing import Any
 
 from attestation.console import Commands, emit, new_group, new_parser, say
-from attestation.files import write_whole
+from attestation.errors import UsageError
+from attestation.files import demand_target, write_whole
 from attestation.measurements import Measurements, dump_measurements
 
 from .config import DEFAULT_DIR, load_config
-from .eif import MAX_EIF, Eif, read_eif
-from .errors import MalformedEif
+from .eif import load_eif
 from .lock import format_lock, load_lock
 from .recipe import build_image
 from .resolve import describe_change, resolve
@@ -49,6 +48,11 @@ def _text(measurements: Measurements) -> str:
 def build_verb(args: argparse.Namespace) -> int:
     """Build an image; print its measurements."""
     start = time.monotonic()
+    for target in (args.out, args.measurements):
+        if target is not None:
+            demand_target(target)
+    if args.measurements is not None and args.measurements.absolute() == args.out.absolute():
+        raise UsageError("--out and --measurements name the same file", actual=args.out)
     config = load_config(args.config)
     lock = load_lock(args.lock or args.config / "enclave.lock")
     built = build_image(config, lock, out=args.out, offline=args.offline)
@@ -66,24 +70,9 @@ def build_verb(args: argparse.Namespace) -> int:
     return 0
 
 
-def open_image(path: Path) -> Eif:
-    """Read an EIF file through a map of its pages; raise MalformedEif naming the file."""
-    try:
-        with path.open("rb") as stream:
-            size = path.stat().st_size
-            if not 0 < size <= MAX_EIF:
-                raise MalformedEif("the file's size is not an EIF's", expected=f"1 to {MAX_EIF} bytes", actual=size)
-            return read_eif(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
-    except MalformedEif as error:
-        raise MalformedEif(
-            f"{path}: {error.what}", expected=error.expected, actual=error.actual,
-            hint="veracruz image build --out FILE.eif makes one",
-        ) from error  # fmt: skip
-
-
 def describe_verb(args: argparse.Namespace) -> int:
     """Print what an EIF holds."""
-    image = open_image(args.image)
+    image = load_eif(args.image)
     sections: list[dict[str, Any]] = [
         {"type": section.type.name.lower(), "offset": section.offset, "size": len(section.data)}
         for section in image.sections
@@ -105,6 +94,7 @@ def lock_verb(args: argparse.Namespace) -> int:
     """Resolve the lock anew; print what changed; write it."""
     config = load_config(args.config)
     out = args.out or args.config / "enclave.lock"
+    demand_target(out)
     old = load_lock(out) if out.exists() else None
     new = resolve(config)
     changes = describe_change(old, new)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from attestation.files import read_limited, user_folder
+
 from .errors import InputUnavailable, MalformedConfig
 from .lock import Archive
 
@@ -50,20 +52,22 @@ def _strings(value: Any, place: str) -> tuple[str, ...]:
 
 
 def load_config(directory: Path = DEFAULT_DIR) -> ImageConfig:
-    """Read `image.toml` and the kernel fragment beside it; raise MalformedConfig naming the place."""
+    """Read `image.toml` and the kernel fragment beside it; raise UsageError or MalformedConfig naming the place."""
     path = directory / "image.toml"
+    hint = f"--config names a directory such as {DEFAULT_DIR}"
+    files = {
+        name: read_limited(directory / name, limit=MAX_CONFIG, what="configuration", hint=hint)
+        for name in ("image.toml", "kernel.fragment", "trim.list")
+    }
     try:
-        raw = path.read_bytes()[: MAX_CONFIG + 1]
-        fragment = (directory / "kernel.fragment").read_bytes()
-    except OSError as error:
-        raise MalformedConfig(f"{error.filename}: {error.strerror}") from error
-    try:
-        table = tomllib.loads(raw.decode())
+        table = tomllib.loads(files["image.toml"].decode())
     except ValueError as error:
         raise MalformedConfig(f"{path} is no TOML", actual=error) from error
     if table.pop("schema", None) != SCHEMA:
         raise MalformedConfig(f"{path}: schema", expected=SCHEMA)
     mirrors = table.pop("mirrors", {})
+    if not isinstance(mirrors, dict):
+        raise MalformedConfig(f"{path}: mirrors", expected="a table", actual=mirrors)
     try:
         texts = {name: table.pop(name) for name in _STRINGS}
         lists = {name: _strings(table.pop(name), name) for name in _LISTS}
@@ -82,16 +86,15 @@ def load_config(directory: Path = DEFAULT_DIR) -> ImageConfig:
     return ImageConfig(
         name=texts["name"], suite=texts["suite"], command_line=texts["command_line"],
         kernel_source=texts["kernel_source"], toolchain=lists["toolchain"], root=lists["root"], wheels=lists["wheels"],
-        zstd_level=level, source_date_epoch=epoch, fragment=fragment, directory=directory,
+        zstd_level=level, source_date_epoch=epoch, fragment=files["kernel.fragment"], directory=directory,
         debian_mirrors=_strings(mirrors.get("debian", []), "mirrors.debian"),
         security_mirrors=_strings(mirrors.get("debian-security", []), "mirrors.debian-security"),
     )  # fmt: skip
 
 
 def cache_dir() -> Path:
-    """Return where downloaded and built things live (XDG_CACHE_HOME)."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "veracruz"
+    """Return where downloaded and built things live."""
+    return user_folder("XDG_CACHE_HOME", ".cache")
 
 
 def _apt_sources() -> list[str]:

@@ -13,7 +13,9 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
+from attestation.files import naming, read_limited
 from attestation.measurements import Measurements, measure_image
 
 from .errors import MalformedEif
@@ -146,6 +148,14 @@ def read_eif(raw: bytes | memoryview) -> Eif:
     _check_crc(view, crc)
     _check_order(sections)
     return Eif(version, sections, len(view))
+
+
+def load_eif(path: Path) -> Eif:
+    """Read an EIF file; raise UsageError where there is no such file, MalformedEif naming it otherwise."""
+    hint = "veracruz image build --out FILE.eif makes one"
+    raw = read_limited(path, limit=MAX_EIF, what="image", hint=hint)
+    with naming(path, hint=hint):
+        return read_eif(raw)
 
 
 def _read_sections(view: memoryview, table: Sequence[tuple[int, int]]) -> Iterable[Section]:

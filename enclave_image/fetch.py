@@ -12,13 +12,14 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from attestation.console import Progress, say
+from attestation.files import NO_ROOM
 
 from .config import cache_dir, demand_mirror
-from .errors import InputMismatch, InputUnavailable
+from .errors import InputMismatch, InputUnavailable, NoSpace
 from .lock import Archive, LockedInput, LockedPackage, LockedWheel
 
 TIMEOUT = 60.0  # seconds without a byte
@@ -97,9 +98,8 @@ def _finish(part: Path, entry: LockedInput, origin: str) -> None:
 
 
 def _fetch_package(entry: LockedPackage, mirrors: Sequence[str], counter: _Counter) -> None:
-    target = input_path(entry)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    part = _part(entry)
+    part.parent.mkdir(parents=True, exist_ok=True)
     faults = []
     try:
         for mirror in mirrors:
@@ -113,6 +113,10 @@ def _fetch_package(entry: LockedPackage, mirrors: Sequence[str], counter: _Count
                     faults.append(f"{url}: {error.code}")
                     break
                 except (OSError, InputUnavailable) as error:  # cut connections; go on where it broke off
+                    if isinstance(error, OSError) and error.errno in NO_ROOM:
+                        raise NoSpace(
+                            f"cannot write {part}: {error.strerror}", hint="free some, or set XDG_CACHE_HOME"
+                        ) from error
                     faults.append(f"{url}: {error}")
     finally:
         part.unlink(missing_ok=True)
@@ -120,6 +124,44 @@ def _fetch_package(entry: LockedPackage, mirrors: Sequence[str], counter: _Count
         f"cannot bring {entry.name} {entry.version}; tried " + "; ".join(faults),
         hint="the mirror may have moved on: `veracruz image lock` takes today's versions (other PCRs)",
     )
+
+
+def _fetch_packages(
+    packages: Sequence[LockedPackage], mirrors: Mapping[Archive, Sequence[str]], counter: _Counter
+) -> None:
+    """Fetch all, some at a time. The threads are daemons: Ctrl-C does not wait for a mirror that says nothing."""
+    waiting: SimpleQueue[LockedPackage] = SimpleQueue()
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            try:
+                entry = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                _fetch_package(entry, mirrors[entry.archive], counter)
+                ended.put(None)
+            except BaseException as error:
+                ended.put(error)
+
+    for entry in sorted(packages, key=lambda entry: -entry.size):
+        waiting.put(entry)
+    for _ in range(min(PARALLEL, len(packages))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in packages:
+            if (error := ended.get()) is not None:
+                raise error
+    except BaseException:
+        for entry in packages:
+            _part(entry).unlink(missing_ok=True)
+        raise
+
+
+def _part(entry: LockedInput) -> Path:
+    target = input_path(entry)
+    return target.with_name(f"{target.name}.{os.getpid()}.part")
 
 
 def pip_download(target: Path, *words: str) -> None:
@@ -144,9 +186,8 @@ def _fetch_wheels(wheels: Sequence[LockedWheel]) -> None:
             found = Path(scratch) / wheel.filename
             if not found.exists():
                 raise InputUnavailable(f"the index has no {wheel.filename}")
-            target = input_path(wheel)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f"{target.name}.{os.getpid()}.part")
+            part = _part(wheel)
+            part.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(found.read_bytes())
             _finish(part, wheel, wheel.filename)
 
@@ -171,21 +212,10 @@ def fetch_inputs(
         say(f"fetching {len(missing)} locked inputs, {total / 1e6:.0f} MB")
     if packages:
         counter = _Counter(sum(entry.size for entry in packages))
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            largest_first = sorted(packages, key=lambda entry: -entry.size)
-            jobs = [
-                pool.submit(_fetch_package, entry, demand_mirror(dict(mirrors), entry.archive), counter)
-                for entry in largest_first
-            ]
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-            except BaseException:
-                for job in jobs:
-                    job.cancel()
-                raise
-            finally:
-                counter.close()
+        try:
+            _fetch_packages(packages, {e.archive: demand_mirror(dict(mirrors), e.archive) for e in packages}, counter)
+        finally:
+            counter.close()
     if wheels:
         _fetch_wheels(wheels)
     return {entry.name: input_path(entry) for entry in entries}

@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from attestation.files import naming, read_limited
+
 from .errors import MalformedConfig
 
 SCHEMA = "veracruz.lock/1"
@@ -83,77 +85,78 @@ class Lock:
 
 def _hex(value: Any, place: str) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise MalformedConfig(f"enclave.lock: {place}", expected="64 hex digits", actual=value)
+        raise MalformedConfig(place, expected="64 hex digits", actual=value)
     return value
 
 
 def _size(value: Any, place: str) -> int:
     if type(value) is not int or not 0 < value < 1 << 32:
-        raise MalformedConfig(f"enclave.lock: {place}", expected="a size in bytes", actual=value)
+        raise MalformedConfig(place, expected="a size in bytes", actual=value)
     return value
 
 
 def _text(value: Any, place: str) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+.:~_/%-]*", value) or ".." in value:
-        raise MalformedConfig(f"enclave.lock: {place}", expected="a plain name", actual=value)
+        raise MalformedConfig(place, expected="a plain name", actual=value)
     return value
 
 
 def _rows(table: dict[str, Any], name: str, keys: set[str]) -> Iterable[tuple[str, dict[str, Any]]]:
     rows = table.pop(name, None)
     if not isinstance(rows, list) or not rows:
-        raise MalformedConfig(f"enclave.lock: no [[{name}]]")
+        raise MalformedConfig(f"no [[{name}]]")
     for index, row in enumerate(rows):
         place = f"{name}[{index}]"
         if not isinstance(row, dict) or set(row) != keys:
-            raise MalformedConfig(f"enclave.lock: {place}", expected=", ".join(sorted(keys)), actual=sorted(row))
+            raise MalformedConfig(f"{place}: wrong keys", expected=", ".join(sorted(keys)), actual=row)
         yield place, row
 
 
 def parse_lock(raw: bytes) -> Lock:
     """Parse a lock; raise MalformedConfig naming the place."""
     if len(raw) > MAX_LOCK:
-        raise MalformedConfig("enclave.lock is too long", expected=f"at most {MAX_LOCK} bytes", actual=len(raw))
+        raise MalformedConfig("too long", expected=f"at most {MAX_LOCK} bytes", actual=len(raw))
     try:
         table = tomllib.loads(raw.decode())
     except ValueError as error:
-        raise MalformedConfig("enclave.lock is no TOML", actual=error) from error
+        raise MalformedConfig("no TOML", actual=error) from error
     if table.pop("schema", None) != SCHEMA:
-        raise MalformedConfig("enclave.lock: schema", expected=SCHEMA)
+        raise MalformedConfig("schema", expected=SCHEMA)
     packages, wheels = [], []
     for place, row in _rows(table, "package", {"name", "version", "roles", "archive", "path", "size", "sha256"}):
         try:
             roles = frozenset(Role(role) for role in row["roles"])
             archive = Archive(row["archive"])
         except (ValueError, TypeError) as error:
-            raise MalformedConfig(f"enclave.lock: {place}", actual=error) from error
+            raise MalformedConfig(place, actual=error) from error
         name, version, path = (_text(row[key], f"{place}.{key}") for key in ("name", "version", "path"))
         size, sha256 = _size(row["size"], f"{place}.size"), _hex(row["sha256"], f"{place}.sha256")
         packages.append(LockedPackage(name, version, roles, archive, path, size, sha256))
     for place, row in _rows(table, "wheel", {"name", "version", "filename", "size", "sha256"}):
         name, version, filename = (_text(row[key], f"{place}.{key}") for key in ("name", "version", "filename"))
         if "/" in filename:
-            raise MalformedConfig(f"enclave.lock: {place}.filename", expected="a file's name", actual=filename)
+            raise MalformedConfig(f"{place}.filename", expected="a file's name", actual=filename)
         size, sha256 = _size(row["size"], f"{place}.size"), _hex(row["sha256"], f"{place}.sha256")
         wheels.append(LockedWheel(name, version, filename, size, sha256))
     if table:
-        raise MalformedConfig("enclave.lock: unknown keys", actual=sorted(table))
+        raise MalformedConfig("unknown keys", actual=", ".join(sorted(table)))
     lock = Lock(tuple(sorted(packages, key=lambda p: p.name)), tuple(sorted(wheels, key=lambda w: w.name)))
     names = [entry.name for entry in lock.inputs]
     if len(set(names)) != len(names):
         raise MalformedConfig(
-            "enclave.lock names an input twice", actual=sorted({n for n in names if names.count(n) > 1})
+            "an input is named twice", actual=", ".join(sorted({n for n in names if names.count(n) > 1}))
         )
+    if len(lock.packages_for(Role.KERNEL)) != 1:
+        raise MalformedConfig("packages with the role kernel", expected=1, actual=len(lock.packages_for(Role.KERNEL)))
     return lock
 
 
 def load_lock(path: Path) -> Lock:
     """Read and parse a lock file."""
-    try:
-        with path.open("rb") as stream:
-            return parse_lock(stream.read(MAX_LOCK + 1))
-    except FileNotFoundError as error:
-        raise MalformedConfig(f"{path} is missing", hint="veracruz image lock --out FILE makes one") from error
+    hint = "veracruz image lock --out FILE makes one"
+    raw = read_limited(path, limit=MAX_LOCK, what="lock", hint=hint)
+    with naming(path, hint=hint):
+        return parse_lock(raw)
 
 
 def format_lock(lock: Lock) -> bytes:

@@ -79,6 +79,7 @@ def _kernel_key(config: ImageConfig, lock: Lock) -> str:
 
 def _fetch(cache: Cache, config: ImageConfig, lock: Lock, *, offline: bool) -> Mapping[str, Path]:
     have_kernel = cache.find("kernel", _kernel_key(config, lock)) is not None
+    cache_dir().mkdir(parents=True, exist_ok=True)
     demand_space(cache_dir(), SPACE_PLATFORM if have_kernel else SPACE_KERNEL + SPACE_PLATFORM)
     source = frozenset({Role.KERNEL})
     wanted = [e for e in lock.inputs if not (have_kernel and isinstance(e, LockedPackage) and e.roles == source)]

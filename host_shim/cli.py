@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from attestation import cli as attestation_cli
-from attestation.console import run_verb
-from enclave_image import cli as image_cli
+from attestation.console import run_command, run_verb
 
-from . import enclave_cli
+if TYPE_CHECKING:
+    import argparse
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the whole command line."""
+    import argparse
+
+    from attestation import cli as attestation_cli  # here, where Ctrl-C is already answered: these take a while
+    from enclave_image import cli as image_cli
+
+    from . import enclave_cli
+
     parser = argparse.ArgumentParser(
         prog="veracruz", description="Compute together in attested isolates.", allow_abbrev=False
     )
@@ -28,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run its verb, return its exit code."""
-    return run_verb(make_parser().parse_args(argv))
+    return run_command(lambda: run_verb(make_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

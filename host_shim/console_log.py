@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from attestation.console import printable
 from attestation.errors import escape
 
 MAX_LOG = 1024 * 1024  # bytes of one file; the one before it is kept as console.log.1
@@ -80,10 +81,9 @@ def previous(path: Path) -> Path:
     return path.with_name(path.name + ".1")
 
 
-def printable(data: bytes) -> str:
+def printable_bytes(data: bytes) -> str:
     """Return console bytes as text that cannot steer a terminal: line ends and tabs stay, the rest is escaped."""
-    text = data.decode("ascii", "backslashreplace").replace("\r\n", "\n")
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    return printable(data.decode("ascii", "backslashreplace").replace("\r\n", "\n"))
 
 
 def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+from attestation.console import as_told
 from attestation.errors import EXIT_ISOLATE, VeracruzError
 
 from .errors import IsolateDied
@@ -81,8 +82,10 @@ def _run_child(body: Body, sink: int) -> NoReturn:
         except VeracruzError as error:
             code = error.exit_code
             tell({"error": describe(error)})
-        except OSError as error:
-            tell({"error": describe(IsolateDied(f"{error.strerror} {error.filename or ''}".strip()))})
+        except (OSError, MemoryError) as error:
+            told = as_told(error)
+            code = told.exit_code
+            tell({"error": describe(told)})
         except BaseException as error:
             traceback.print_exc()
             tell({"error": describe(IsolateDied("the supervisor failed", actual=f"{type(error).__name__}: {error}"))})

@@ -6,17 +6,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from attestation.console import EXIT_INTERRUPTED, Commands, emit, new_group, new_parser, say
+from attestation.console import EXIT_INTERRUPTED, Commands, emit, new_group, new_parser, say, write_out
 from attestation.errors import EXIT_OK, UsageError
-from attestation.files import read_limited
-from attestation.limits import MAX_POLICY
 
 from .state import Isolates, Record, Stage
 
@@ -65,8 +62,9 @@ def run_isolate(args: argparse.Namespace) -> int:
     """Start an isolate; in the foreground, keep it until it ends."""
     from .report import Report
 
-    if not 64 <= args.memory <= 1 << 20 or not 1 <= args.cpus <= 64 or not args.boot_limit > 0:
-        raise UsageError("the machine's size is out of range", expected="64 to 1048576 MiB, 1 to 64 processors")
+    _demand_range("--memory", args.memory, 64, 1 << 20, "MiB")
+    _demand_range("--cpus", args.cpus, 1, 64, "processors")
+    _demand_range("--boot-limit", args.boot_limit, 1, 86400, "seconds")
 
     def serve(report: Report, tell: Callable[[Mapping[str, Any]], None]) -> signal.Signals | None:
         return _supervise(args, report, tell)
@@ -87,13 +85,27 @@ def run_isolate(args: argparse.Namespace) -> int:
         data = run_detached(body, show=say)
         emit(args, data, f"{data['name']} {data['endpoint']}")
         return EXIT_OK
-    asked = serve(Report(say), lambda data: emit(args, data, f"{data['name']} {data['endpoint']}"))
-    return EXIT_INTERRUPTED if asked is signal.SIGINT else EXIT_OK
+    served = False
+
+    def show(data: Mapping[str, Any]) -> None:
+        nonlocal served
+        served = True
+        emit(args, data, f"{data['name']} {data['endpoint']}")
+
+    asked = serve(Report(say), show)
+    return EXIT_INTERRUPTED if asked is signal.SIGINT or not served else EXIT_OK
+
+
+def _demand_range(option: str, value: float, least: int, most: int, unit: str) -> None:
+    if not least <= value <= most:
+        raise UsageError(f"{option} is out of range", expected=f"{least} to {most} {unit}", actual=value)
 
 
 def _supervise(
     args: argparse.Namespace, report: Any, serving: Callable[[Mapping[str, Any]], None]
 ) -> signal.Signals | None:
+    from attestation.input_files import read_policy
+
     from .dev_pki import open_root
     from .listen import parse_endpoint
     from .supervisor import Order, Supervisor
@@ -101,7 +113,7 @@ def _supervise(
     listen = parse_endpoint(args.listen)
     if args.name is not None:
         Isolates().directory(args.name)
-    policy = _read_policy(args.policy)
+    policy = read_policy(args.policy)
     with contextlib.ExitStack() as stack:
         isolates, works = _choose_isolates(args, stack)
         _warn(report, policy, isolates)
@@ -119,12 +131,6 @@ def _supervise(
         return Supervisor(order, root, report, lambda record: serving(_describe(record))).run(Isolates())
 
 
-def _read_policy(path: Path) -> Any:
-    from attestation.policy import parse_policy
-
-    return parse_policy(read_limited(path, limit=MAX_POLICY, what="policy"))
-
-
 def _choose_isolates(
     args: argparse.Namespace, stack: contextlib.ExitStack
 ) -> tuple[Sequence[Any], Callable[[Any], None]]:
@@ -133,7 +139,7 @@ def _choose_isolates(
         from .process import ProcessIsolate
 
         return [ProcessIsolate()], lambda isolate: None
-    from enclave_image.eif import MAX_EIF, read_eif
+    from enclave_image.eif import load_eif
 
     from .accel import KvmVerdict
     from .qemu import BootFiles, Machine, QemuIsolate, check_memory, choose_accelerators, find_qemu
@@ -141,7 +147,7 @@ def _choose_isolates(
     if args.image is None:
         raise UsageError("an image is needed", hint="veracruz image build --out FILE.eif")
     qemu = find_qemu()
-    image = read_eif(read_limited(args.image, limit=MAX_EIF, what="image"))
+    image = load_eif(args.image)
     machine = Machine(args.memory, args.cpus)
     check_memory(machine, image.size)
     files = stack.enter_context(BootFiles(image))
@@ -192,7 +198,7 @@ def list_isolates(args: argparse.Namespace) -> int:
 
 def show_console(args: argparse.Namespace) -> int:
     """Print an isolate's console, escaped."""
-    from .console_log import printable, read_console
+    from .console_log import printable_bytes, read_console
 
     if args.json and args.follow:
         raise UsageError("--json prints one object, and --follow has no end")
@@ -200,12 +206,11 @@ def show_console(args: argparse.Namespace) -> int:
     record = isolates.find(args.name)
     path = isolates.directory(args.name) / "console.log"
     if args.json:
-        text = printable(b"".join(read_console(path, follow=False)))
+        text = printable_bytes(b"".join(read_console(path, follow=False)))
         emit(args, {"name": record.name, "lines": text.splitlines()}, "")
         return EXIT_OK
     for data in _until_ended(isolates, args.name, read_console(path, follow=args.follow)):
-        sys.stdout.write(printable(data))
-        sys.stdout.flush()
+        write_out(printable_bytes(data), end="")
     return EXIT_OK
 
 
@@ -226,7 +231,8 @@ def stop_isolates(args: argparse.Namespace) -> int:
     if bool(args.names) == args.all:
         raise UsageError("which isolate is to be stopped?", expected="NAME ... or --all")
     names = args.names or [record.name for record in isolates.all() if record.stage.live]
-    records = [stop_isolate(isolates, isolates.find(name)) for name in names]
+    found = [isolates.find(name) for name in dict.fromkeys(names)]  # all of them, before one is stopped
+    records = [stop_isolate(isolates, record) for record in found]
     emit(
         args,
         {"isolates": [_describe(record) for record in records]},

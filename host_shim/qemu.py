@@ -28,7 +28,8 @@ OLDEST = (7, 2)
 INSTALL = "apt-get install --no-install-recommends qemu-system-x86"
 GUEST_CID = 4
 EIF_SHARE = 4  # nitro-cli: an enclave has at least four times its image's size as memory
-ENDS_FOR_SURE = b" reboot=t"  # microvm sometimes survives `reboot=k`, never a triple fault (facts: vsock, pitfall 12)
+PANICS_BRIEFLY = b" panic=1"  # seconds; an image's own value may be far longer, and its user waits for nothing
+ENDS_FOR_SURE = b" reboot=t"  # microvm sometimes survives `reboot=k`, never a triple fault (seen with QEMU 7.2 and 10)
 MACHINE = "microvm,acpi=off,rtc=on,memory-backend=ram"  # without the clock a guest starts in 1970
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"  # a guest's way out of QEMU
 CAUTION = "this host reads the isolate's memory: QEMU protects nothing, its evidence is for development"
@@ -133,7 +134,7 @@ class BootFiles:
     def __init__(self, image: Eif) -> None:
         self.measurements = image.measurements
         self.signer = signer_of(image.signature)
-        self.command_line = image.cmdline + ENDS_FOR_SURE
+        self.command_line = image.cmdline + PANICS_BRIEFLY + ENDS_FOR_SURE
         self.kernel = SealedFile("kernel", [image.kernel])
         self.ramdisks = SealedFile("ramdisks", image.ramdisks)
 

@@ -25,7 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from attestation.errors import EnvironmentLacks, UsageError
-from attestation.files import write_whole
+from attestation.files import user_folder, write_whole
 
 from .children import ProcessId
 from .errors import NameTaken, NoSuchIsolate, UnsafeState
@@ -89,9 +89,8 @@ class Record:
 
 
 def state_home() -> Path:
-    """Return our directory for state (XDG base directory specification: relative values are ignored)."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "state") / "veracruz"
+    """Return our directory for state."""
+    return user_folder("XDG_STATE_HOME", ".local/state")
 
 
 def make_private(path: Path) -> None:
@@ -215,7 +214,8 @@ class Isolates:
         record = replace(
             record, stage=Stage.LOST, supervisor=None, children=(), sockets=None, reason="its supervisor was killed"
         )
-        write_whole(directory / "state.json", record.dump(), mode=0o600)
+        with contextlib.suppress(EnvironmentLacks):  # a full disk: it is cleaned up, and will be found again
+            write_whole(directory / "state.json", record.dump(), mode=0o600)
         return record
 
 

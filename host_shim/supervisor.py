@@ -85,6 +85,7 @@ class Supervisor:
                 self._serving(record)
                 reason = await self._keep(boot)
         except Interrupted as asked:
+            self._report.step(f"{asked.signal.name}: stopped while it started")
             self._write_end(claim, record, Stage.ENDED, f"stopped by {asked.signal.name} while it started")
             return asked.signal
         except BaseException as error:
@@ -145,7 +146,8 @@ class Supervisor:
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._on_signal, number)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup
+                loop.add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._asked is None:

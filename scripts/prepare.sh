@@ -54,14 +54,14 @@ prepare_venv() {
     want=$(cat scripts/requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)
     have=$(cat .venv/.veracruz-prepared 2>/dev/null || true)
     [ "$want" != "$have" ] || return 0
-    if [ ! -x .venv/bin/python ]; then
+    if ! .venv/bin/python -c 'import pip' 2>/dev/null; then  # none, or one whose making was interrupted
         python=$(find_python) || {
             say "error: no Python 3.11 or later with venv"
             say "hint: apt-get install python3 python3-venv"
             exit 3
         }
         say "making .venv with $python"
-        "$python" -m venv .venv
+        "$python" -m venv --clear .venv
     fi
     say "installing Python packages into .venv (hashes checked)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r scripts/requirements.lock

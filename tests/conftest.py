@@ -14,6 +14,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "boot" in item.keywords:  # one worker for all machines: they share isolates, and each takes a core
+            item.add_marker(pytest.mark.xdist_group("boot"))
     for marker, option in SLOW.items():
         if config.getoption(option):
             continue

@@ -61,7 +61,7 @@ class World:
     @property
     def root(self) -> Path:
         """The development root of this host's NSM emulator."""
-        return self.directory / "state/veracruz/dev-root/root.pem"
+        return Path(self.environment["XDG_STATE_HOME"]) / "veracruz/dev-root/root.pem"
 
     def run(self, *words: str | Path, expect: int | None = 0, timeout: float = BOOT_LIMIT + 60) -> Done:
         """Run `veracruz WORDS`; fail with its output unless it ends with `expect` (None: any)."""
@@ -152,3 +152,10 @@ def copy_source(target: Path) -> Path:
     for package in ("attestation", "enclave_image", "host_shim"):
         shutil.copytree(TOP / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
     return target
+
+
+def change(path: Path, old: str, new: str) -> None:
+    """Change a text that stands exactly once in a file of a copy."""
+    text = path.read_text()
+    assert text.count(old) == 1, f"{path}: {old!r} stands {text.count(old)} times"
+    path.write_text(text.replace(old, new))

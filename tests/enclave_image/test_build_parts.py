@@ -42,6 +42,19 @@ def test_a_build_that_fails_leaves_no_entry(tmp_path: Path, fault: BaseException
     assert [path for path in (tmp_path / "built/kind").iterdir() if path.is_dir()] == []
 
 
+def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    killed = (
+        "import os, signal, sys; from pathlib import Path; from enclave_image.cache import Cache\n"
+        "with Cache(Path(sys.argv[1])).make('kind', 'k' * 64): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False)
+    folder = tmp_path / "built/kind"
+    assert len(list(folder.glob(".making-*"))) == 1
+    with Cache(tmp_path).make("kind", "k" * 64) as making:
+        (making.product / "file").write_text("x")
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["k" * 32]
+
+
 def test_a_full_disk_is_named() -> None:
     with pytest.raises(NoSpace, match="too little room") as caught:
         demand_space(Path("/tmp"), 1 << 60)
@@ -65,6 +78,7 @@ def test_mirrors_come_from_the_environment_first(monkeypatch: pytest.MonkeyPatch
         ('suite = "trixie"', 'suite = "trixie"\nsweet = 1', "unknown keys"),
         ("wheels = [", "wheels = [1, ", "wheels"),
         ('quiet"', 'quiet\\n"', "command_line"),
+        ("wheels = [", "mirrors = 5\nwheels = [", "mirrors"),
     ],
 )
 def test_refuses_a_malformed_configuration(tmp_path: Path, old: str, new: str, place: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_describes_an_image_in_words(image: Path, capsys: pytest.CaptureFixture[
         (lambda raw: raw[:-3], "truncated"),
         (lambda raw: raw[:562] + b"X" + raw[563:], "CRC-32"),
         (lambda raw: b"\x7fELF" + raw, "no EIF"),
-        (lambda raw: b"", "size"),
+        (lambda raw: b"", "too short"),
         (lambda raw: b"\x1b[31m" * 200, "no EIF"),
     ],
     ids=["truncated", "corrupt", "another file", "empty", "terminal codes"],
@@ -72,9 +73,36 @@ def test_a_damaged_image_is_named_with_its_fault(
     assert "\x1b[31m" not in err
 
 
-def test_a_missing_image_is_an_error_of_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["image", "describe", str(tmp_path / "absent.eif")]) == 3
-    assert "absent.eif" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["absent.eif", "folder", "/dev/zero"])
+def test_what_is_no_file_is_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    assert main(["image", "describe", str(tmp_path / name)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert name in err
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "code"),
+    [("--out", "folder", 2), ("--out", "pipe", 2), ("--out", "no/such/x", 3), ("--measurements", "folder", 2),
+     ("--measurements", "x.eif", 2)],
+)  # fmt: skip
+def test_where_nothing_can_be_written_nothing_is_built(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    name: str,
+    code: int,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    options = {"--out": str(tmp_path / "x.eif")} | {option: str(tmp_path / name)}
+    assert main(["image", "build", *(word for pair in options.items() for word in pair)]) == code
+    assert name in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_offline_with_an_empty_cache_names_what_is_missing(

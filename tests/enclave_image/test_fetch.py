@@ -4,6 +4,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -127,3 +132,21 @@ def test_a_cache_that_rotted_is_fetched_anew(mirror: Mirror) -> None:
     path = fetch_inputs([good], mirrors(mirror))["good"]
     path.write_bytes(bytes(len(BODY)))
     assert fetch_inputs([good], mirrors(mirror))["good"].read_bytes() == BODY
+
+
+def test_ctrl_c_does_not_wait_for_a_silent_mirror(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "host_shim.cli", "image", "build", "--out", str(tmp_path / "x.eif")]
+        environment = {**os.environ, "VERACRUZ_DEBIAN_MIRROR": url, "VERACRUZ_SECURITY_MIRROR": url}
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1)  # it waits for our answer now
+                process.send_signal(signal.SIGINT)
+                _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.endswith("interrupted\n")
+    assert "Traceback" not in err
+    assert leftovers() == []
+    assert not (tmp_path / "x.eif").exists()

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+from attestation.errors import UsageError
 from enclave_image.config import DEFAULT_DIR, load_config
 from enclave_image.errors import MalformedConfig
 from enclave_image.lock import Lock, Role, format_lock, load_lock, parse_lock
@@ -37,7 +39,8 @@ def test_the_shipped_lock_has_just_what_the_configuration_names() -> None:
         ("size = ", "size = -", r"package\[0\]\.size"),
         ('sha256 = "', 'sha256 = "x', r"package\[0\]\.sha256"),
         ('name = "bc"', 'name = "bc"\nextra = 1', r"package\[0\]"),
-        ('name = "binutils-x86-64-linux-gnu"', 'name = "bc"', "names an input twice"),
+        ('name = "binutils-x86-64-linux-gnu"', 'name = "bc"', "an input is named twice"),
+        ('roles = ["kernel"]', 'roles = ["root"]', "role kernel"),
         ("[[wheel]]", "[[wheels]]", "wheel"),
         ("schema", "=", "no TOML"),
     ],
@@ -49,11 +52,17 @@ def test_refuses_a_malformed_lock_naming_the_place(old: str, new: str, place: st
         parse_lock(text.replace(old, new, 1).encode())
 
 
-def test_says_how_a_missing_lock_is_made(tmp_path: object) -> None:
-    from pathlib import Path
+@pytest.mark.parametrize("raw", [b"schema = 'veracruz.lock/1'\npackage = [1]", b"\xff", b"schema = 1", b""])
+def test_names_the_file_of_a_malformed_lock(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "my.lock"
+    path.write_bytes(raw)
+    with pytest.raises(MalformedConfig, match=r"my\.lock: "):
+        load_lock(path)
 
-    with pytest.raises(MalformedConfig, match="missing") as caught:
-        load_lock(Path(str(tmp_path)) / "enclave.lock")
+
+def test_says_how_a_missing_lock_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"enclave\.lock: No such file") as caught:
+        load_lock(tmp_path / "enclave.lock")
     assert "image lock" in str(caught.value.hint)
 
 

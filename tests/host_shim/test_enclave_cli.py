@@ -160,6 +160,34 @@ def test_ctrl_c_while_a_detached_one_starts_ends_it(host: Host) -> None:
     assert host.isolates() == []
 
 
+def test_sigterm_while_a_detached_one_starts_ends_it_too(host: Host) -> None:
+    with host.start(*PROCESS, str(host.policy), "--detach") as process:
+        assert process.stderr is not None
+        process.stderr.readline()  # the supervisor tells of itself: it is on its way
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert host.isolates() == []
+
+
+def test_a_hangup_is_ignored_under_nohup(host: Host) -> None:
+    command = [sys.executable, "-m", "host_shim.cli", "enclave", *PROCESS, str(host.policy)]
+    with subprocess.Popen(["nohup", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        assert [one["stage"] for one in host.isolates()] == ["serving"]
+        host.run("stop", "--all")
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_stops_none_if_one_is_not_known(host: Host) -> None:
+    host.json(*PROCESS, str(host.policy), "--detach", "--name", "one")
+    assert host.run("stop", "one", "two")[0] == 2
+    assert [one["stage"] for one in host.isolates()] == ["serving"]
+
+
 def test_several_at_once_get_names_and_ports_of_their_own(host: Host) -> None:
     first, second = (host.json(*PROCESS, str(host.policy), "--detach") for _ in range(2))
     assert (first["name"], second["name"]) == ("isolate", "isolate-2")
@@ -197,7 +225,10 @@ def bad_image(host: Host) -> list[str]:
         (lambda host: [*PROCESS, "/dev/null"], 2, "policy"),
         (lambda host: [*PROCESS, str(host.policy), "--listen", "example.org:5"], 2, "no address"),
         (lambda host: [*PROCESS, str(host.policy), "--name", "../x"], 2, "name has another form"),
-        (lambda host: ["run", "x", "--policy", "y", "--memory", "1"], 2, "out of range"),
+        (lambda host: ["run", "x", "--policy", "y", "--memory", "1"], 2, "--memory is out of range"),
+        (lambda host: ["run", "x", "--policy", "y", "--boot-limit", "nan"], 2, "--boot-limit is out of range"),
+        (lambda host: ["run", "/dev/zero", "--policy", str(host.policy)], 2, "image /dev/zero is too large"),
+        (lambda host: [*PROCESS, str(host.policy), "--listen", "unix:/none/x"], 3, "cannot listen on unix:/none/x"),
         (lambda host: ["stop"], 2, "which isolate"),
         (lambda host: ["stop", "nobody"], 2, "no isolate of this name"),
         (lambda host: ["console", "nobody"], 2, "no isolate of this name"),

@@ -16,7 +16,7 @@ import pytest
 
 from attestation.errors import UsageError
 from host_shim.children import ProcessId
-from host_shim.console_log import MAX_LOG, ConsoleLog, printable, read_console, tail
+from host_shim.console_log import MAX_LOG, ConsoleLog, printable_bytes, read_console, tail
 from host_shim.errors import NameTaken, NoSuchIsolate, UnsafeState
 from host_shim.state import Claim, Isolates, Record, Stage, make_private, make_sockets, remove_sockets, state_home
 
@@ -204,5 +204,5 @@ def test_a_guest_cannot_fill_the_disk_with_its_console(tmp_path: Path) -> None:
 def test_console_cannot_steer_a_terminal(tmp_path: Path) -> None:
     path = tmp_path / "console.log"
     path.write_bytes(b"fine\r\n\x1b[31mred\x9b\xff\n")
-    assert printable(path.read_bytes()) == "fine\n\\x1b[31mred\\x9b\\xff\n"
+    assert printable_bytes(path.read_bytes()) == "fine\n\\x1b[31mred\\x9b\\xff\n"
     assert tail(path) == ["fine", "\\x1b[31mred\\\\x9b\\\\xff"]
