@@ -22,13 +22,14 @@ CHUNK = 256 * 1024  # bytes
 
 
 class Blob:
-    """One content: its file (mode 0400, a number for a name), size and SHA-256. Compared by content."""
+    """One content: its file (mode 0400, a number for a name), size and SHA-256, and who sent all of it, if one did."""
 
-    __slots__ = ("__weakref__", "_hasher", "path", "sha256", "size")
+    __slots__ = ("__weakref__", "_hasher", "path", "sender", "sha256", "size")
 
     def __init__(self, path: Path, size: int, hasher: Any, when_gone: Callable[[], None]) -> None:
         self.path = path
         self.size = size
+        self.sender: str | None = None
         self.sha256: bytes = hasher.digest()
         self._hasher = hasher
         weakref.finalize(self, when_gone)
@@ -138,7 +139,8 @@ class Blobs:
 
     def _charge(self, owner: str, size: int) -> None:
         if size <= 0:
-            self._given_back.append((owner, size))
+            if size:  # an empty content gives nothing back, and would only make the list longer
+                self._given_back.append((owner, size))
             return
         with self._lock:
             while self._given_back:

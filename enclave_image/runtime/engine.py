@@ -23,14 +23,19 @@ NO_CLOCK_RESOLUTION = 1_000_000_000  # ns; told by a clock that stands still
 _SHIM = """(module
  (import "wasi" "fd_filestat_get" (func $fd (param i32 i32) (result i32)))
  (import "wasi" "path_filestat_get" (func $path (param i32 i32 i32 i32 i32) (result i32)))
+ (import "wasi" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
  (import "guest" "memory" (memory 0))
  (export "memory" (memory 0))
  (func (export "fd_filestat_get") (param i32 i32) (result i32)
   (call $fd (local.get 0) (local.get 1)))
  (func (export "path_filestat_get") (param i32 i32 i32 i32 i32) (result i32)
-  (call $path (local.get 0) (local.get 1) (local.get 2) (local.get 3) (local.get 4))))"""
+  (call $path (local.get 0) (local.get 1) (local.get 2) (local.get 3) (local.get 4)))
+ (func (export "poll_oneoff") (param i32 i32 i32 i32) (result i32)
+  (call $poll (local.get 0) (local.get 1) (local.get 2) (local.get 3))))"""
 _FILESTAT_TIMES = 40  # offset of atim, mtim, ctim in a filestat (WASI preview 1: 64 bytes)
-_FAULT = 21  # errno of WASI preview 1
+_SUBSCRIPTION = 48  # bytes of a subscription: its tag at 8 is 0 for a clock, whose flags at 40 are 1 for a moment
+_MAX_SUBSCRIPTIONS = 1024
+_FAULT, _INVALID, _NOT_SUPPORTED = 21, 28, 58  # errno of WASI preview 1
 
 
 def make_engine() -> wasmtime.Engine:
@@ -111,9 +116,13 @@ def _wasi(run: Run) -> wasmtime.WasiConfig:
 
 
 def _stop_clock(engine: wasmtime.Engine, linker: wasmtime.Linker, store: wasmtime.Store) -> None:
-    """Let the guest see a clock that stands at zero, in the times of files too."""
+    """Let the guest see a clock that stands at zero, in the times of files too.
+
+    It may wait for a while, but for no moment: whether that has passed would tell the time.
+    """
     i32, i64 = wasmtime.ValType.i32(), wasmtime.ValType.i64()
-    files: dict[str, Any] = {name: linker.get(store, WASI, name) for name in ("fd_filestat_get", "path_filestat_get")}
+    names = ("fd_filestat_get", "path_filestat_get", "poll_oneoff")
+    originals: dict[str, Any] = {name: linker.get(store, WASI, name) for name in names}
     shim = wasmtime.Module(engine, wasmtime.wat2wasm(_SHIM))
     instances: list[wasmtime.Instance] = []
 
@@ -123,17 +132,32 @@ def _stop_clock(engine: wasmtime.Engine, linker: wasmtime.Linker, store: wasmtim
     def clock_res_get(caller: wasmtime.Caller, _clock: int, result: int) -> int:
         return _write(caller, NO_CLOCK_RESOLUTION.to_bytes(8, "little"), result)
 
+    def original(caller: wasmtime.Caller, name: str, *arguments: int) -> int:
+        memory = caller.get("memory")
+        if not isinstance(memory, wasmtime.Memory):
+            return _FAULT
+        if not instances:
+            instances.append(wasmtime.Instance(caller, shim, [*originals.values(), memory]))
+        error: int = instances[0].exports(caller)[name](caller, *arguments)
+        return error
+
     def without_times(name: str) -> Any:
         def filestat_get(caller: wasmtime.Caller, *arguments: int) -> int:
-            memory = caller.get("memory")
-            if not isinstance(memory, wasmtime.Memory):
-                return _FAULT
-            if not instances:
-                instances.append(wasmtime.Instance(caller, shim, [*files.values(), memory]))
-            error: int = instances[0].exports(caller)[name](caller, *arguments)
+            error = original(caller, name, *arguments)
             return error or _write(caller, bytes(24), (arguments[-1] & 0xFFFFFFFF) + _FILESTAT_TIMES)
 
         return filestat_get
+
+    def poll_oneoff(caller: wasmtime.Caller, subscriptions: int, events: int, count: int, result: int) -> int:
+        if not 0 < count <= _MAX_SUBSCRIPTIONS:
+            return _INVALID
+        asked = _read(caller, subscriptions, count * _SUBSCRIPTION)
+        if asked is None:
+            return _FAULT
+        for start in range(0, len(asked), _SUBSCRIPTION):
+            if asked[start + 8] == 0 and asked[start + 40] & 1:
+                return _NOT_SUPPORTED
+        return original(caller, "poll_oneoff", subscriptions, events, count, result)
 
     linker.allow_shadowing = True
     one = [i32]
@@ -144,6 +168,15 @@ def _stop_clock(engine: wasmtime.Engine, linker: wasmtime.Linker, store: wasmtim
     for name, count in (("fd_filestat_get", 2), ("path_filestat_get", 5)):
         kind = wasmtime.FuncType([i32] * count, one)
         linker.define_func(WASI, name, kind, without_times(name), access_caller=True)
+    linker.define_func(WASI, "poll_oneoff", wasmtime.FuncType([i32] * 4, one), poll_oneoff, access_caller=True)
+
+
+def _read(caller: wasmtime.Caller, address: int, size: int) -> bytes | None:
+    memory = caller.get("memory")
+    start = address & 0xFFFFFFFF  # i32 arrives signed
+    if not isinstance(memory, wasmtime.Memory) or start + size > memory.data_len(caller):
+        return None
+    return bytes(memory.read(caller, start, start + size))
 
 
 def _write(caller: wasmtime.Caller, data: bytes, address: int) -> int:

@@ -71,7 +71,7 @@ class Request:
 
     @property
     def length(self) -> int:
-        """Content-Length; raise MalformedRequest where there is none (a chunked body has no place here)."""
+        """Content-Length; raise MalformedRequest where there is none."""
         text = self.headers.get("content-length", "")
         if not (text.isascii() and text.isdigit()) or len(text) > 15:
             raise MalformedRequest
@@ -134,6 +134,8 @@ class Connection:
             if key in headers:
                 raise BrokenHttp
             headers[key] = value.decode("latin-1")
+        if "transfer-encoding" in headers:  # RFC 9112 6.1: it would overrule the length that limits are checked by
+            raise BrokenHttp
         try:
             return Request(event.method.decode("ascii"), event.target.decode("ascii"), headers, self)
         except UnicodeDecodeError as error:
@@ -180,12 +182,15 @@ class Connection:
             return False
         deadline = time.monotonic() + DRAIN_TIMEOUT
         left = limit
-        while left >= 0 and self._h11.their_state is h11.SEND_BODY:
-            event = self._event()
-            if event is h11.NEED_DATA:
-                self._feed(self._receive(deadline))
-            elif isinstance(event, h11.Data):
-                left -= len(event.data)
+        try:
+            while left >= 0 and self._h11.their_state is h11.SEND_BODY:
+                event = self._event()
+                if event is h11.NEED_DATA:
+                    self._feed(self._receive(deadline))
+                elif isinstance(event, h11.Data):
+                    left -= len(event.data)
+        except BrokenHttp:  # the answer is out already
+            return False
         if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
             self._h11.start_next_cycle()
             return True
@@ -208,8 +213,10 @@ class Connection:
         return data
 
     def _send(self, data: bytes | None, deadline: float) -> None:
-        if data:
-            self._within(deadline, lambda: self._tls.sendall(data))
+        view = memoryview(data or b"")
+        while view:  # not sendall, which gives each TLS record the whole of the time
+            sent: int = self._within(deadline, lambda rest=view: self._tls.send(rest))
+            view = view[sent:]
 
     def _within(self, deadline: float, action: Any) -> Any:
         left = deadline - time.monotonic()

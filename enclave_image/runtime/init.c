@@ -73,7 +73,7 @@ static void make_file_systems(void)
 	mount_or_halt("sysfs", "/sys", plain | MS_RDONLY, NULL);
 	mount_or_halt("devtmpfs", "/dev", MS_NOSUID | MS_NOEXEC, "mode=0755");
 	mount_or_halt("tmpfs", "/dev/shm", plain, "mode=0700");
-	mount_or_halt("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=0755");
+	mount_or_halt("tmpfs", "/run", plain, "mode=0755");
 	mount_or_halt("tmpfs", "/tmp", plain, "mode=1777,size=16m");
 	mount_or_halt("cgroup2", "/sys/fs/cgroup", plain, NULL);
 }

@@ -13,8 +13,6 @@ from .errors import Expired, JoinIncomplete, NotAvailable, RunsSpent
 from .events import Events
 from .wire import Event
 
-GRACE = 1.0  # seconds in which answers under way are still written
-
 
 class Lifecycle:
     """What changes only one way: joined, spent, agreed, stopped."""

@@ -30,12 +30,15 @@ class Modules:
     """The cache; at most one entry for each program of the policy."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._compiling = threading.Lock()  # what is compiled already never waits for what is not
         self._compiled: dict[bytes, int] = {}
 
     def find(self, source: Blob, compile_with: Compile) -> int:
         """Return the compiled module's memory file, compiling it if it is not at hand; raise CompileFailed."""
-        with self._lock:
+        descriptor = self._compiled.get(source.sha256)
+        if descriptor is not None:
+            return descriptor
+        with self._compiling:
             descriptor = self._compiled.get(source.sha256)
             if descriptor is None:
                 descriptor = self._compile(source, compile_with)

@@ -13,6 +13,7 @@ from pathlib import Path
 from attestation.policy import Policy, Program
 
 from . import cgroup
+from .blobs import Blob
 from .errors import ApiError, Expired
 from .lifecycle import Lifecycle
 from .modules import CompileFailed, Modules
@@ -64,14 +65,12 @@ class Runner:
         place.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         place.directory.chmod(0o700)
 
-    def prepare(self, program: Program, snapshot: Snapshot) -> None:
+    def prepare(self, source: Blob) -> None:
         """Compile a program that has come, so that its first run need not wait; what fails is told by that run."""
         with contextlib.suppress(CompileFailed):
-            self._modules.find(
-                snapshot[program.path], lambda source, artifact: self._compile(source, artifact, lambda _: None)
-            )
+            self._modules.find(source, lambda module, artifact: self._compile(module, artifact, lambda _: None))
 
-    def run(self, program: Program, snapshot: Snapshot, *, owner: str, hold: Hold) -> Outcome:
+    def run(self, program: Program, snapshot: Snapshot, *, hold: Hold) -> Outcome:
         """Run a program on a snapshot; commit its results if it exits with 0.
 
         Raises Expired where the policy's time is over, ZygoteGone and NoStaging where no job can run any more.
@@ -97,12 +96,13 @@ class Runner:
             report = self._work(self._plan(program, staging, number, uid), module, module, hold)
             streams = read_stream(staging, STDOUT), read_stream(staging, STDERR)
             if report.exit_code == 0:
-                report = self._take(program, staging, report, owner=owner)
+                report = self._take(program, staging, report)
             return Outcome(report, *streams)
         finally:
             staging.remove()
 
-    def _take(self, program: Program, staging: Staging, report: Report, *, owner: str) -> Report:
+    def _take(self, program: Program, staging: Staging, report: Report) -> Report:
+        owner = program.path  # not who ran it: what is left of a share would tell how much was written
         try:
             results = collect(staging, program=program, store=self._store, owner=owner)
             self._lifecycle.check_time()

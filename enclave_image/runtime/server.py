@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Accept connections, find out who it is, answer: one thread a connection, few of them, all with deadlines.
 
-Strangers have places of their own, so that they cannot keep participants out once these are known; before the handshake
-everybody is a stranger.
+Strangers have places of their own, so that they cannot keep participants out once these are known. Before the handshake
+everybody is a stranger, so where all of these places are taken the oldest is given to who comes: whoever holds them all
+keeps nobody out who is quicker than the next crowd.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .attestor_client import AttestorGone
 from .errors import ApiError, BrokenHttp, Expired, Hangup
 from .http import IDLE_TIMEOUT, Connection, Response
 from .lifecycle import Lifecycle
-from .tls import identify, shake_hands
+from .tls import identify, shake_hands, wrap
 from .wire import Event
 
 MAX_STRANGERS = 24  # connections before or without a certificate
@@ -31,7 +32,6 @@ STRANGERS_IDLE = 10.0  # seconds; participants keep their connections for longer
 ACCEPT_PAUSE = 0.05  # seconds; after a failed accept (no descriptors left)
 CLOSE_TIMEOUT = 1.0  # seconds for the peer's close_notify
 MAX_DRAINED = 64 << 20  # bytes of a refused body that are read, so that its sender gets to the answer
-STRANGER = ""
 
 
 class Server:
@@ -46,6 +46,7 @@ class Server:
         self._api = api
         self._lifecycle = lifecycle
         self._lock = threading.Lock()
+        self._strangers: dict[ssl.SSLSocket, None] = {}  # the oldest first
         self._open: Counter[str] = Counter()
         self._most = max(MAX_CONNECTIONS // len(policy.participants), LEAST_CONNECTIONS)
 
@@ -60,48 +61,62 @@ class Server:
             except OSError:
                 time.sleep(ACCEPT_PAUSE)
                 continue
-            if self._enter(STRANGER, MAX_STRANGERS):
-                threading.Thread(target=self._guard, args=(sock,), daemon=True).start()
-            else:
+            try:
+                tls = wrap(sock, self._context)
+            except (OSError, ValueError):
                 sock.close()
+                continue
+            self._let_in(tls)
+            try:
+                threading.Thread(target=self._guard, args=(tls,), daemon=True).start()
+            except RuntimeError:  # no thread can be had
+                self._leave(tls, None)
 
-    def _enter(self, name: str, most: int) -> bool:
+    def _let_in(self, tls: ssl.SSLSocket) -> None:
+        """Give a stranger a place, if need be that of the oldest, whose thread then meets the end of its stream."""
         with self._lock:
-            if self._open[name] >= most:
-                return False
-            self._open[name] += 1
-            return True
+            if len(self._strangers) >= MAX_STRANGERS:
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(oldest, socket.SHUT_RDWR)  # not SSLSocket's, which drops the TLS state
+            self._strangers[tls] = None
 
-    def _leave(self, name: str) -> None:
+    def _recognise(self, tls: ssl.SSLSocket, party: Participant) -> None:
+        """Move a stranger to a place of the participant that it is; raise Hangup where these are all taken."""
         with self._lock:
-            self._open[name] -= 1
+            if tls not in self._strangers or self._open[party.name] >= self._most:
+                raise Hangup
+            del self._strangers[tls]
+            self._open[party.name] += 1
 
-    def _guard(self, sock: socket.socket) -> None:
-        """Run one connection; whatever goes wrong in it ends it, and nothing else."""
-        name = STRANGER
+    def _leave(self, tls: ssl.SSLSocket, party: Participant | None) -> None:
+        with self._lock:  # before it is closed, or its descriptor could be another's when `_let_in` shuts it down
+            self._strangers.pop(tls, None)
+            if party is not None:
+                self._open[party.name] -= 1
+        with contextlib.suppress(OSError):
+            tls.close()
+
+    def _guard(self, tls: ssl.SSLSocket) -> None:
+        """Run one connection; whatever goes wrong in it ends it, and nothing else but for the NSM."""
+        party: Participant | None = None
         try:
-            with shake_hands(sock, self._context) as tls:
-                party = identify(tls, self._policy)
-                if party is not None:
-                    if not self._enter(party.name, self._most):
-                        raise Hangup
-                    self._leave(STRANGER)
-                    name = party.name
-                    self._lifecycle.join(party)
-                connection = Connection(tls, idle=STRANGERS_IDLE if party is None else IDLE_TIMEOUT)
-                self._converse(connection, party)
-                self._say_goodbye(tls)
+            shake_hands(tls)
+            known = identify(tls, self._policy)
+            if known is not None:
+                self._recognise(tls, known)
+                party = known
+                self._lifecycle.join(party)
+            connection = Connection(tls, idle=STRANGERS_IDLE if party is None else IDLE_TIMEOUT)
+            self._converse(connection, party)
+            self._say_goodbye(tls)
         except (Hangup, OSError):
             pass
         except AttestorGone:
             self._lifecycle.stop(Event.HALT_NSM)
-        except BaseException:
-            self._lifecycle.stop(Event.HALT_INTERNAL)
-            raise
         finally:
-            self._leave(name)
-            with contextlib.suppress(OSError):
-                sock.close()
+            self._leave(tls, party)
 
     def _converse(self, connection: Connection, party: Participant | None) -> None:
         while True:

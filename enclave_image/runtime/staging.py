@@ -73,7 +73,7 @@ class Staging:
         remove_tree(self.root)
 
 
-def find_inputs(program: Program, snapshot: Snapshot) -> Snapshot:
+def find_inputs(program: Program, snapshot: Snapshot) -> dict[str, Blob]:
     """Return what a program may read."""
     return {path: blob for path, blob in snapshot.items() if program.rights.allow(path, Right.READ)}
 

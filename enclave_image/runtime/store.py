@@ -4,8 +4,8 @@
 Paths exist in the index alone and never reach a file system here, so no spelling of a path leads anywhere else. A
 change is one step under one lock: whole or not at all.
 
-Storage is divided into equal shares, one for each participant who may store anything: what one of them uses is not
-to be seen in another's refusals.
+Storage is divided into equal shares, one for each participant who may store anything and one for each program that
+may: what one of them uses is not to be seen in another's refusals.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Store:
         self._entries: dict[str, Entry] = {}
         self._frozen: set[str] = set()
         storing = sum(any(party.rights.keys(right) for right in STORING) for party in policy.participants)
+        storing += sum(any(program.rights.keys(right) for right in STORING) for program in policy.programs)
         self.share = policy.limits.storage_mib * MIB // max(storing, 1)
         self.file_limit = min(policy.limits.file_mib * MIB, self.share)
         self._blobs = Blobs(directory, allowance=2 * self.share)  # while contents replace others, or a job holds them
@@ -137,6 +138,7 @@ class Store:
             raise TooLarge from error
         if blob.sha256 != sha256:
             raise DigestMismatch
+        blob.sender = party.name
         return blob
 
     def _joined(self, path: str, piece: Blob, *, owner: str) -> Blob:
@@ -154,8 +156,7 @@ class Store:
         """Check everything, then change everything; called under the lock."""
         after = {path: entry for path, entry in self._entries.items() if path not in gone}
         for path, blob in contents.items():
-            entry = self._entries.get(path)
-            if path in self._frozen and (entry is None or entry.blob.sha256 != blob.sha256):
+            if path in self._frozen:  # with the same content too: that it is the same would confirm a guess
                 raise Frozen
             self._check_pin(path, blob.sha256)
             if blob.size > self.file_limit:

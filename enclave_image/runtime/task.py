@@ -106,7 +106,10 @@ class Report:
     @classmethod
     def decode(cls, raw: bytes) -> Report:
         """Parse a report that nobody vouches for; raise ValueError."""
-        value = json.loads(raw) if len(raw) <= MAX_REPORT else None
+        try:
+            value = json.loads(raw) if len(raw) <= MAX_REPORT else None
+        except RecursionError as error:
+            raise ValueError("too deep") from error
         if not isinstance(value, dict) or set(value) != {field.name for field in dataclasses.fields(cls)}:
             raise ValueError("no report")
         for name in ("fuel", "wall_ms", "memory_bytes"):

@@ -30,11 +30,16 @@ def make_context(identity: Identity, policy: Policy) -> ssl.SSLContext:
     return context
 
 
-def shake_hands(sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
-    """Run the handshake under its deadline; raise Hangup where it fails."""
+def wrap(sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """Return the server's end of a connection whose handshake has not begun; raise OSError or ValueError."""
     sock.settimeout(HANDSHAKE_TIMEOUT)
+    return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True)
+
+
+def shake_hands(tls: ssl.SSLSocket) -> None:
+    """Run the handshake under its deadline; raise Hangup where it fails."""
     try:
-        return context.wrap_socket(sock, server_side=True, suppress_ragged_eofs=True)
+        tls.do_handshake()
     except (OSError, ValueError) as error:  # SSLError is an OSError
         raise Hangup from error
 

@@ -80,11 +80,12 @@ def loop() -> bytes:
     return guest("(loop $again (br $again))")
 
 
-def sleep(seconds: int) -> bytes:
-    """Wait in a host call, where neither fuel nor an epoch counts."""
+def sleep(seconds: int, *, until: bool = False) -> bytes:
+    """Wait in a host call, where neither fuel nor an epoch counts: so long, or until a moment of the clock."""
     return guest(
         f"""(i64.store (i32.const 2048) (i64.const 0)) (i32.store8 (i32.const 2056) (i32.const 0))
         (i32.store (i32.const 2064) (i32.const 1)) (i64.store (i32.const 2072) (i64.const {seconds}000000000))
+        (i32.store8 (i32.const 2088) (i32.const {int(until)}))
         (call $check (call $poll (i32.const 2048) (i32.const 4096) (i32.const 1) (i32.const 8)))"""
     )
 

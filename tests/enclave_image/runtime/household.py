@@ -80,6 +80,14 @@ class Answer:
         return str(self.json["error"]["slug"])
 
 
+def knock(base: str) -> socket.socket:
+    """Connect to an isolate and say nothing yet."""
+    raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    raw.settimeout(PATIENCE)
+    raw.connect(f"{base}_{PORT_API}")
+    return raw
+
+
 class Client:
     """One TLS connection that speaks plain HTTP/1.1; it checks nothing, which is another package's task."""
 
@@ -89,9 +97,7 @@ class Client:
         context.verify_mode = ssl.CERT_NONE
         if party is not None:
             context.load_cert_chain(party.file)
-        raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        raw.settimeout(PATIENCE)
-        raw.connect(f"{base}_{PORT_API}")
+        raw = knock(base)
         try:
             self.tls = context.wrap_socket(raw)
         except BaseException:
@@ -240,6 +246,9 @@ class Isolate:
 
     def connect(self, party: Party | None) -> Client:
         return Client(self.host.base, party)
+
+    def knock(self) -> socket.socket:
+        return knock(self.host.base)
 
     def evidence(self, nonce: bytes) -> bytes:
         with self.connect(None) as client:

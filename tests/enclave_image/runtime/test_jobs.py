@@ -42,6 +42,7 @@ PROGRAMS: dict[str, tuple[bytes, dict[str, list[str]], dict[str, Any]]] = {
     "link": (guests.link("/etc/passwd", "result"), OUT, {}),
     "link-inside": (guests.link("nowhere", "result"), OUT, {}),
     "clocks": (guests.clocks("now"), OUT, {}),
+    "sleep-until": (guests.sleep(0, until=True), OUT, {}),
     "trap": (guests.guest("unreachable"), OUT, {}),
     "append": (guests.write("log", "more"), {"/output/log": ["append"]}, {}),
     "unlink": (guests.unlink("kept"), {"/output/": ["read", "write"]}, {}),
@@ -194,6 +195,11 @@ def test_no_clock_is_to_be_seen(run: Run) -> None:
     assert run("clocks")["exit_code"] == 0
 
 
+def test_no_moment_can_be_waited_for_without_a_clock(run: Run) -> None:
+    """Which of two waits ends first, for a moment or for a while, would tell the time."""
+    assert run("sleep-until")["exit_code"] == 58  # ENOTSUP of WASI preview 1
+
+
 def test_a_clock_is_to_be_seen_where_the_policy_gives_one(start: Callable[..., Isolate], alice: Party) -> None:
     code = guests.clocks("now")
     ran = start(make_policy(alice, clock=True, programs=[program("/c.wasm", code, OUT)]))
@@ -280,6 +286,19 @@ def test_a_participants_queue_is_bounded(house: Isolate, alice: Party) -> None:
         client.ask("DELETE", f"/v1/jobs/{blocker}")
         for answer in answers[:7]:
             assert client.wait(answer.json["id"])["exit_code"] == 0
+
+
+def test_nobodys_queue_holds_up_anothers(house: Isolate, alice: Party, bob: Party) -> None:
+    copy, sleep = (json.dumps({"program": path_of(name)}).encode() for name in ("copy", "sleep"))
+    with house.connect(alice) as ours, house.connect(bob) as theirs:
+        blocker = ours.ask("POST", "/v1/jobs", sleep).json["id"]
+        queued = [ours.ask("POST", "/v1/jobs", copy).json["id"] for _ in range(3)]
+        late = theirs.ask("POST", "/v1/jobs", sleep).json["id"]
+        ours.ask("DELETE", f"/v1/jobs/{blocker}")
+        assert ours.wait(blocker)["trap"] == "cancelled"
+        assert ours.ask("GET", f"/v1/jobs/{queued[0]}?wait=1").json["state"] == "queued"  # it is Bob's turn
+        theirs.ask("DELETE", f"/v1/jobs/{late}")
+        assert [ours.wait(job)["exit_code"] for job in queued] == [0, 0, 0]
 
 
 def test_nothing_runs_before_everybody_has_joined(start: Callable[..., Isolate], alice: Party, bob: Party) -> None:
