@@ -192,7 +192,7 @@ class QemuIsolate:
             "-device", "vhost-user-vsock-device,chardev=vsock",
             "-kernel", self.files.kernel.path,
             "-initrd", self.files.ramdisks.path,
-            "-append", self.files.command_line.decode("latin-1"),
+            "-append", os.fsdecode(self.files.command_line),
         ]  # fmt: skip
 
     async def start(self, base: Path, log: int) -> Running:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+FIRST_BUILD = 2700  # seconds; whichever test boots first also compiles the kernel, from an empty cache
 SLOW = {"boot": "--boot", "rebuild": "--rebuild"}
 
 
@@ -17,6 +18,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "boot" in item.keywords:  # one worker for all machines: they share isolates, and each takes a core
             item.add_marker(pytest.mark.xdist_group("boot"))
+            item.add_marker(pytest.mark.timeout(FIRST_BUILD), append=False)
     for marker, option in SLOW.items():
         if config.getoption(option):
             continue

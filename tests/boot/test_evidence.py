@@ -11,7 +11,7 @@ import pytest
 from .conftest import Scene
 from .machines import World, copy_source
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(2700)]
+pytestmark = pytest.mark.boot
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from enclave_image.config import cache_dir
 
 from .machines import World
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(2700)]
+pytestmark = pytest.mark.boot
 
 MIB = 1 << 20
 

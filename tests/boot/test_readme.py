@@ -16,7 +16,7 @@ from enclave_image.config import cache_dir
 
 from .machines import TOP
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(2700)]
+pytestmark = pytest.mark.boot
 
 
 def commands() -> str:
