@@ -30,6 +30,7 @@
 
 #define PYTHON "/usr/bin/python3.13"
 #define LOADER "/lib64/ld-linux-x86-64.so.2" // its ELF interpreter
+#define CONSOLE "ttyS0" // of the command line
 #define HEARTBEAT_PORT 9000 // aws-nitro-enclaves-sdk-bootstrap init.c
 #define HEARTBEAT 0xB7
 #define HEARTBEAT_SECONDS 10
@@ -70,7 +71,7 @@ static void make_file_systems(void)
 	const unsigned long plain = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 
 	mount_or_halt("proc", "/proc", plain, "hidepid=2");
-	mount_or_halt("sysfs", "/sys", plain | MS_RDONLY, NULL);
+	mount_or_halt("sysfs", "/sys", plain, NULL); // read-only once the console is off
 	mount_or_halt("devtmpfs", "/dev", MS_NOSUID | MS_NOEXEC, "mode=0755");
 	mount_or_halt("tmpfs", "/dev/shm", plain, "mode=0700");
 	mount_or_halt("tmpfs", "/run", plain, "mode=0755");
@@ -127,16 +128,25 @@ static void check_command_line(void)
 		halt("init: halt: the command line is not the one measured\n");
 }
 
-// From here on the kernel writes nothing but a panic: messages may name processes and sizes.
+static bool write_setting(const char *path, const char *value)
+{
+	size_t length = strlen(value);
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool written = fd >= 0 && write(fd, value, length) == (ssize_t)length;
+
+	if (fd >= 0)
+		close(fd);
+	return written;
+}
+
+// From here on the kernel has no console: its messages may name processes and sizes, and a panic shows registers,
+// whatever the log level is. The port itself stays, for the constant lines of this program.
 static void silence_kernel(void)
 {
-	int fd = open("/proc/sys/kernel/printk", O_WRONLY | O_CLOEXEC);
-
-	if (fd >= 0) {
-		if (write(fd, "1 1 1 1", 7) != 7)
-			say("init: the kernel's log level stays\n");
-		close(fd);
-	}
+	if (!write_setting("/sys/class/tty/" CONSOLE "/console", "0")) // serial_core.c, since Linux 5.10
+		halt("init: halt: the kernel keeps its console\n");
+	if (mount(NULL, "/sys", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
+		halt("init: halt: a file system does not become read-only\n");
 }
 
 static bool greet_parent(unsigned int cid)
