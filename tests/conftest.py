@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 FIRST_BUILD = 2700  # seconds; whichever test boots first also compiles the kernel, from an empty cache
@@ -14,6 +16,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rebuild", action="store_true", help="also run the tests that need the 400 MB compiler wheel")
 
 
+def pytest_configure() -> None:
+    """Give the programs under test the signals of a terminal, also where this run has them ignored (nohup, `&`)."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if "boot" in item.keywords:  # one worker for all machines: they share isolates, and each takes a core

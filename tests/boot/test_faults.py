@@ -42,9 +42,11 @@ class Host:
             cwd=self.world.directory, env=self.world.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
         ) as process:  # fmt: skip
-            yield process
-            if process.poll() is None:
-                process.kill()
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
 
     def find(self, words: str) -> int:
         """Return the process of this world whose command line holds `words`, once it is there."""
