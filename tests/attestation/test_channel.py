@@ -168,10 +168,10 @@ def test_refuses_a_connection_that_was_resumed(serve: Serve, parties: Parties, m
         session = first.session
         first.close()
     wrap = context.wrap_socket
-    with socket.create_connection((server.endpoint.host, server.endpoint.port or 0)) as sock:
-        with wrap(sock, session=session) as again:
-            if not again.session_reused:
-                pytest.skip(f"{ssl.OPENSSL_VERSION} does not resume this session, so there is nothing to refuse")
+    address = (server.endpoint.host, server.endpoint.port or 0)
+    with socket.create_connection(address) as sock, wrap(sock, session=session) as again:
+        if not again.session_reused:
+            pytest.skip(f"{ssl.OPENSSL_VERSION} does not resume this session, so there is nothing to refuse")
     monkeypatch.setattr(context, "wrap_socket", lambda sock: wrap(sock, session=session), raising=False)
     with pytest.raises(MalformedAnswer, match="full handshake"):
         channel._open(server.endpoint, context, timeout=5, identified=False)
