@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# Sourced by scripts/demo, scripts/test and scripts/bench from the checkout's top: what this machine still needs.
+# Sourced by scripts/provision, demo, test and bench from the checkout's top: what this machine still needs.
 # Debian packages by apt (as root or by sudo), everything of Python's into .venv/ by hash. Says what it does.
 
 say() {
@@ -69,7 +69,13 @@ prepare_venv() {
     printf '%s' "$want" >.venv/.veracruz-prepared
 }
 
-prepare() {
+# prepare_system [PACKAGE...]: what is installed for all users of the machine.
+prepare_system() {
     prepare_debian python3 python3-venv qemu-system-x86 "$@"
+}
+
+# prepare [PACKAGE...]: all that demo and test need, and further packages that the caller names.
+prepare() {
+    prepare_system "$@"
     prepare_venv
 }
