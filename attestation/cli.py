@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import participant_cli, verify_cli
+from . import explain_cli, participant_cli, verify_cli
 from .console import Commands, new_group, run_command, run_verb
 
 
@@ -19,9 +19,11 @@ def add_verbs(commands: Commands) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `python -m attestation verify ...`: the verifier alone."""
+    """Run `python -m attestation verify ...`: the verifier alone, and what its errors mean."""
     parser = argparse.ArgumentParser(prog="python -m attestation", allow_abbrev=False)
-    verify_cli.add_verbs(parser.add_subparsers(dest="verb", metavar="VERB", required=True))
+    commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verify_cli.add_verbs(commands)
+    explain_cli.add_verbs(commands, ["attestation"])
     return run_command(lambda: run_verb(parser.parse_args(argv)))
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import argparse  # little is imported here: until it is, Ctrl-C ends in a traceback
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+LONG_VALUE = 48  # characters; hex that the eye compares better when it stands below its like
+# Of these the message says all: their cure is to read it.
+PLAIN_SLUGS = frozenset({"usage", "environment", "malformed-input"})
 
 Verb = Callable[["argparse.Namespace"], int]
 Commands = Any  # argparse's subparsers object; its class is private and generic only in stubs
@@ -125,15 +128,39 @@ def new_group(commands: Commands, name: str, *, summary: str) -> Commands:
 def report(error: VeracruzError, *, as_json: bool) -> None:
     """Print an error as it is printed everywhere: what, expected, got; hint; as JSON on stdout under --json."""
     if as_json:
-        body = {
-            "slug": error.slug, "message": error.what, "expected": error.expected, "actual": error.actual,
-            "hint": error.hint,
-        }  # fmt: skip
         with contextlib.suppress(EnvironmentLacks):  # what went wrong before is told in any case
-            write_out(json.dumps({"error": body}, indent=2))
-    say(str(error), label="error:", colour="31")
-    if error.hint:
-        say(error.hint, label="hint:", colour="33")
+            write_out(json.dumps({"error": error_fields(error)}, indent=2))
+    say(_laid_out(error), label="error:", colour="31")
+    hint = find_hint(error)
+    if hint:
+        say(hint, label="hint:", colour="33")
+    if error.cure and error.slug not in PLAIN_SLUGS:
+        say(f"{_program()} explain {error.slug}", label="more:", colour="33")
+
+
+def error_fields(error: VeracruzError) -> dict[str, Any]:
+    """Return an error's part of every JSON answer."""
+    return {
+        "slug": error.slug, "message": error.what, "expected": error.expected, "actual": error.actual,
+        "hint": find_hint(error),
+    }  # fmt: skip
+
+
+def find_hint(error: VeracruzError) -> str | None:
+    """Return what to do: the error's own hint, else its class's cure, but for those that only say "read on"."""
+    return error.hint or (error.cure if error.slug not in PLAIN_SLUGS else None) or None
+
+
+def _laid_out(error: VeracruzError) -> str:
+    """Return an error's text; two long values, such as registers, stand one above the other."""
+    if error.expected is None or error.actual is None or min(len(error.expected), len(error.actual)) < LONG_VALUE:
+        return str(error)
+    return f"{error.what}\n  expected {error.expected}\n  got      {error.actual}"
+
+
+def _program() -> str:
+    alone = sys.argv[0].replace(os.sep, "/").endswith("attestation/__main__.py")
+    return "python -m attestation" if alone else "veracruz"
 
 
 def run_verb(args: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from .errors import (
 from .limits import MAX_FIELD, PCR_COUNT, PCR_SIZE, POLICY_PCR
 from .measurements import ZERO_PCR, Measurements, instance_pcr, role_pcr
 
+MAX_TEXT = 2048  # characters of an id or ARN; IAM's longest ARN
 OWN_FIELDS = 9  # not a point of the trust argument: what else the caller pins
 
 
@@ -263,6 +264,9 @@ class ModuleIs(Demand):
 
     module_id: str
 
+    def __post_init__(self) -> None:
+        _require_text(self.module_id, "module id")
+
     def check(self, evidence: Evidence) -> None:
         if evidence.document.module_id != self.module_id:
             raise FieldMismatch("another module", expected=self.module_id, actual=evidence.document.module_id)
@@ -277,6 +281,9 @@ class InstanceIs(Demand):
 
     instance_id: str
 
+    def __post_init__(self) -> None:
+        _require_text(self.instance_id, "instance id")
+
     def check(self, evidence: Evidence) -> None:
         expected, actual = instance_pcr(self.instance_id), evidence.document.pcrs.get(4)
         if actual != expected:
@@ -288,9 +295,16 @@ class InstanceIs(Demand):
 
 @dataclass(frozen=True, slots=True)
 class ParentRoleIs(Demand):
-    """PCR3: the parent instance has this IAM role."""
+    """PCR3: the parent instance has this IAM role (`arn:aws:iam::ACCOUNT:role/NAME`)."""
 
     arn: str
+
+    def __post_init__(self) -> None:
+        _require_text(self.arn, "role")
+        if ":instance-profile/" in self.arn or ":assumed-role/" in self.arn:
+            raise MalformedInput(
+                "role: the ARN is not a role's own", expected="arn:aws:iam::ACCOUNT:role/NAME", actual=self.arn
+            )
 
     def check(self, evidence: Evidence) -> None:
         expected, actual = role_pcr(self.arn), evidence.document.pcrs.get(3)
@@ -340,6 +354,11 @@ def _differing(one: Measurements, other: Measurements) -> list[int]:
 def _require_field(value: bytes, name: str) -> None:
     if not 0 < len(value) <= MAX_FIELD:
         raise MalformedInput(f"{name}: wrong size", expected=f"1..{MAX_FIELD} bytes", actual=len(value))
+
+
+def _require_text(value: str, name: str) -> None:
+    if not (0 < len(value) <= MAX_TEXT and value.isprintable()):
+        raise MalformedInput(f"{name}: wrong form", expected=f"1..{MAX_TEXT} printable characters", actual=value)
 
 
 def _check_presence(value: bytes | None, name: str, *, demanded: bool) -> None:

@@ -6,7 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from .chain import Root, aws_root, load_root
+from .errors import MalformedInput
 from .files import naming, read_limited
 from .limits import MAX_CERTIFICATE_PEM, MAX_MEASUREMENTS_FILE, MAX_POLICY
 from .measurements import Measurements, load_measurements
@@ -39,3 +43,15 @@ def read_root(name: str) -> Root:
     raw = read_limited(Path(name), limit=MAX_CERTIFICATE_PEM, what="root")
     with naming(Path(name)):
         return load_root(raw)
+
+
+def read_certificate(path: Path) -> bytes:
+    """Return the DER of the one certificate in a PEM or DER file; raise UsageError or MalformedInput."""
+    raw = read_limited(path, limit=MAX_CERTIFICATE_PEM, what="certificate")
+    try:
+        if raw[:1] == b"0":  # a DER SEQUENCE
+            return x509.load_der_x509_certificate(raw).public_bytes(Encoding.DER)
+        (certificate,) = x509.load_pem_x509_certificates(raw)
+        return certificate.public_bytes(Encoding.DER)
+    except Exception as error:  # cryptography raises many types on malformed certificates
+        raise MalformedInput(f"{path}: no certificate", expected="one, in PEM or DER", actual=error) from error

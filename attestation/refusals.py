@@ -18,15 +18,6 @@ _CLASSES: dict[str, type[ApiRefusal]] = {
     )
 }  # fmt: skip
 
-_HINTS: dict[str, str] = {
-    "not-available": "it is not there yet, or the policy gives you no right to it: veracruz policy explain FILE",
-    "pin-mismatch": "send exactly the file whose hash the policy names: veracruz policy explain FILE",
-    "join-incomplete": "everybody on the join list connects once, with any verb (veracruz ls ...), then run again",
-    "runs-spent": "a new isolate under the same policy counts anew, and is another isolate for everybody",
-    "busy": "try again in a moment",
-    "too-large": "the policy's limits are told by: veracruz policy explain FILE",
-}
-
 
 def parse_refusal(status: int, body: bytes) -> ApiRefusal:
     """Return the error that an answer tells; raise MalformedAnswer where it is not of the form."""
@@ -40,4 +31,4 @@ def parse_refusal(status: int, body: bytes) -> ApiRefusal:
     kind = _CLASSES.get(slug)
     if kind is None:
         return ApiRefusal(f"the isolate refused ({escape(slug)}): {message}")
-    return kind(f"the isolate refused: {message}", hint=_HINTS.get(slug))
+    return kind(f"the isolate refused: {message}", hint=kind.cure)

@@ -9,6 +9,7 @@ class MalformedEif(VeracruzError):
 
     slug = "malformed-eif"
     exit_code = EXIT_USAGE
+    cure = "Get or build the image again; a file that was cut or re-packed does not boot."
 
 
 class MalformedConfig(VeracruzError):
@@ -16,6 +17,7 @@ class MalformedConfig(VeracruzError):
 
     slug = "malformed-config"
     exit_code = EXIT_USAGE
+    cure = "Correct image.toml at the place named; enclave.lock is written by veracruz image lock only."
 
 
 class InputUnavailable(VeracruzError):
@@ -23,13 +25,15 @@ class InputUnavailable(VeracruzError):
 
     slug = "input-unavailable"
     exit_code = EXIT_ENVIRONMENT
+    cure = "Check network and mirrors (image.toml); snapshots keep what a mirror has dropped."
 
 
 class InputMismatch(VeracruzError):
     """An input's bytes are not those that the lock names."""
 
-    slug = "input-mismatch"
+    slug = "build-input-mismatch"
     exit_code = EXIT_BUILD
+    cure = "Do not build: the mirror serves other bytes than were locked. Try another mirror; else lock anew."
 
 
 class NoSandbox(VeracruzError):
@@ -37,6 +41,7 @@ class NoSandbox(VeracruzError):
 
     slug = "no-sandbox"
     exit_code = EXIT_ENVIRONMENT
+    cure = "Allow user namespaces (sysctl kernel.unprivileged_userns_clone=1), or run as root."
 
 
 class NoSpace(VeracruzError):
@@ -44,6 +49,7 @@ class NoSpace(VeracruzError):
 
     slug = "no-space"
     exit_code = EXIT_ENVIRONMENT
+    cure = "Free the space that the message names, or move the cache: XDG_CACHE_HOME."
 
 
 class BuildFailed(VeracruzError):
@@ -51,6 +57,7 @@ class BuildFailed(VeracruzError):
 
     slug = "build-failed"
     exit_code = EXIT_BUILD
+    cure = "Read the log lines above the message. The same lock builds everywhere: report what differs here."
 
 
 class ArchiveUntrusted(VeracruzError):
@@ -58,3 +65,4 @@ class ArchiveUntrusted(VeracruzError):
 
     slug = "archive-untrusted"
     exit_code = EXIT_BUILD
+    cure = "Do not lock: the index is not what the archive signed. Check mirror, suite and keyring."

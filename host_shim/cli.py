@@ -12,12 +12,15 @@ from attestation.console import run_command, run_verb
 if TYPE_CHECKING:
     import argparse
 
+PACKAGES = ("attestation", "enclave_image", "host_shim")
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the whole command line."""
     import argparse
 
     from attestation import cli as attestation_cli  # here, where Ctrl-C is already answered: these take a while
+    from attestation import explain_cli
     from enclave_image import cli as image_cli
 
     from . import enclave_cli
@@ -29,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     image_cli.add_verbs(commands)
     enclave_cli.add_verbs(commands)
     attestation_cli.add_verbs(commands)
+    explain_cli.add_verbs(commands, PACKAGES)
     return parser
 
 

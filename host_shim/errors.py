@@ -8,54 +8,63 @@ class NoQemu(EnvironmentLacks):
     """There is no QEMU for x86-64 on the PATH, or it does not run."""
 
     slug = "no-qemu"
+    cure = "Install QEMU for x86-64: on Debian, apt install qemu-system-x86."
 
 
 class QemuTooOld(EnvironmentLacks):
     """QEMU's version lacks what an isolate needs."""
 
     slug = "qemu-too-old"
+    cure = "Install QEMU 7.2 or later (Debian 12 has it)."
 
 
 class NoKvm(EnvironmentLacks):
     """KVM was asked for and does not work on this machine."""
 
     slug = "no-kvm"
+    cure = "Use --accel tcg, which is slower, or give this user access to /dev/kvm."
 
 
 class NotEnoughMemory(EnvironmentLacks):
     """The machine has less memory than the isolate is to have, or the isolate less than its image needs."""
 
     slug = "not-enough-memory"
+    cure = "Give the isolate less memory, or run it where there is more; the message tells both amounts."
 
 
 class CannotListen(EnvironmentLacks):
     """The address that participants are to reach cannot be had: in use, not permitted, not this machine's."""
 
     slug = "cannot-listen"
+    cure = "Choose another --listen address or port, or stop what listens there."
 
 
 class MalformedEndpoint(UsageError):
     """An endpoint is neither HOST:PORT nor unix:PATH."""
 
     slug = "malformed-endpoint"
+    cure = "Write HOST:PORT, [IPV6]:PORT or unix:PATH."
 
 
 class UnsafeState(EnvironmentLacks):
     """A file of ours in the state directory is damaged, or others than its owner could have touched it."""
 
     slug = "unsafe-state"
+    cure = "Look at the file named; remove it, or take write permission from others."
 
 
 class NameTaken(EnvironmentLacks):
     """An isolate of this name runs already."""
 
     slug = "name-taken"
+    cure = "Choose another --name, or stop the isolate: veracruz enclave stop NAME."
 
 
 class NoSuchIsolate(UsageError):
     """No isolate of this name is known, or it does not run."""
 
     slug = "no-such-isolate"
+    cure = "List the names: veracruz enclave list --all."
 
 
 class IsolateDied(VeracruzError):
@@ -63,15 +72,18 @@ class IsolateDied(VeracruzError):
 
     slug = "isolate-died"
     exit_code = EXIT_ISOLATE
+    cure = "Read its console: veracruz enclave console NAME."
 
 
 class IsolateHalted(IsolateDied):
     """The isolate refused to go on and said why with an event code."""
 
     slug = "isolate-halted"
+    cure = "Act on the reason in the message: an isolate halts rather than serve under a doubt."
 
 
 class IsolateSilent(IsolateDied):
     """The isolate did not come up within its time."""
 
     slug = "isolate-silent"
+    cure = "Give it more time or memory, or look where it stopped: veracruz enclave console NAME."

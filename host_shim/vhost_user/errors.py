@@ -14,24 +14,28 @@ class GuestFault(VeracruzError):
     """The guest's rings or descriptors break the rules of virtio; its device stops until it is reset."""
 
     slug = "guest-fault"
+    cure = "Boot the isolate again. If it stays, the image's virtio driver is faulty or hostile."
 
 
 class FrontendFault(VeracruzError):
     """QEMU's vhost-user messages break the rules of the protocol; its session ends."""
 
     slug = "frontend-fault"
+    cure = "Start the isolate again with a supported QEMU (7.2 or later)."
 
 
 class SocketInUse(EnvironmentLacks):
     """Another process listens on a Unix socket that the backend needs."""
 
     slug = "socket-in-use"
+    cure = "Stop the process that holds the socket, or start the isolate under another name."
 
 
 class UnsafeDirectory(EnvironmentLacks):
     """Somebody else could put sockets of their own into the directory."""
 
     slug = "unsafe-directory"
+    cure = "Use a directory of your own that nobody else can write to, with a short path."
 
 
 class FaultLog:
