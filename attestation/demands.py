@@ -154,7 +154,10 @@ class RegisterIs(Demand):
     def check(self, evidence: Evidence) -> None:
         actual = evidence.document.pcrs.get(self.index)
         if actual != self.value:
-            raise MeasurementMismatch(f"PCR{self.index} differs", expected=self.value, actual=_shown(actual))
+            raise MeasurementMismatch(
+                f"PCR{self.index} differs" if actual else f"PCR{self.index} is not locked: no value",
+                expected=self.value, actual=_shown(actual),
+            )  # fmt: skip
 
     def __str__(self) -> str:
         return f"PCR{self.index} is {self.value.hex()}"
@@ -174,7 +177,10 @@ class SignerIs(Demand):
     def check(self, evidence: Evidence) -> None:
         actual = evidence.document.pcrs.get(8)
         if actual != self.pcr8:
-            raise FieldMismatch("the image has another signer, or none", expected=self.pcr8, actual=_shown(actual))
+            raise FieldMismatch(
+                "PCR8: the image has another signer" if actual and any(actual) else "PCR8: the image is not signed",
+                expected=self.pcr8, actual=_shown(actual),
+            )  # fmt: skip
 
     def __str__(self) -> str:
         return "image is signed by the certificate of PCR8"
@@ -309,7 +315,10 @@ class ParentRoleIs(Demand):
     def check(self, evidence: Evidence) -> None:
         expected, actual = role_pcr(self.arn), evidence.document.pcrs.get(3)
         if actual != expected:
-            raise FieldMismatch("PCR3: the parent has another role", expected=expected, actual=_shown(actual))
+            raise FieldMismatch(
+                "PCR3: the parent has another role" if actual and any(actual) else "PCR3: the parent has no role",
+                expected=expected, actual=_shown(actual),
+            )  # fmt: skip
 
     def __str__(self) -> str:
         return f"parent role is {self.arn}"

@@ -30,7 +30,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The schema of one product's payload: its keys in their order and its registers."""
+    """The schema of one product's payload: its keys in their order, its registers and what they mean."""
 
     name: str
     required: tuple[str, ...]
@@ -39,6 +39,8 @@ class Profile:
     digest: str
     register_size: int  # bytes
     register_count: int
+    image: tuple[int, ...]  # the registers that together say what runs; each must be there
+    zero_is_debug: bool  # whether a zero in one of them tells of debug mode
 
 
 NITRO_ENCLAVE = Profile(
@@ -49,6 +51,8 @@ NITRO_ENCLAVE = Profile(
     digest="SHA384",
     register_size=PCR_SIZE,
     register_count=PCR_COUNT,
+    image=(0, 1, 2),  # locked from boot on, so always told
+    zero_is_debug=True,
 )
 
 
@@ -139,7 +143,7 @@ def _registers(value: cbor.Value, profile: Profile) -> Mapping[int, bytes]:
         if type(register) is not bytes or len(register) != profile.register_size:
             raise MalformedEvidence(f"{name}[{index}]: no register", expected=f"{profile.register_size} bytes")
         registers[index] = register
-    for index in (0, 1, 2):  # locked from boot on, so always told
+    for index in profile.image:
         if index not in registers:
             raise MalformedEvidence(f"{name}[{index}]: missing")
     return MappingProxyType(registers)

@@ -29,6 +29,7 @@ from .demands import (
     Term,
     UserDataIs,
 )
+from .document import NITRO_ENCLAVE, Profile
 from .errors import DebugEvidence, EmptyExpectations, MalformedInput, MeasurementMismatch
 from .limits import NONCE_SIZE
 from .measurements import Measurements
@@ -48,6 +49,7 @@ __all__ = [
     "ParentRoleIs",
     "Permission",
     "PolicyIs",
+    "ProfileIs",
     "PublicKeyIs",
     "RegisterIs",
     "RootIs",
@@ -59,6 +61,21 @@ __all__ = [
     "UserDataIs",
     "accepted_images",
 ]
+
+
+# Demands and permissions that know what a Nitro enclave's registers and fields mean.
+ENCLAVE_TERMS = (ImageIs, SignerIs, PolicyIs, InstanceIs, ParentRoleIs)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileIs(Term):
+    """The document is another product's: its payload has this profile, and a Nitro enclave's is refused.
+
+    What runs is then said by RegisterIs, for each register of `profile.image`; demands that give a Nitro enclave's
+    registers a meaning (ImageIs, SignerIs, PolicyIs, ...) do not go with it.
+    """
+
+    profile: Profile
 
 
 class Permission(Term):
@@ -147,11 +164,24 @@ class Expectations:
         return tuple(sorted(found, key=lambda demand: demand.point))
 
     @property
+    def profile(self) -> Profile:
+        """The profile that the payload must have: a Nitro enclave's, unless ProfileIs says another."""
+        profiles = {term.profile for term in self.terms if isinstance(term, ProfileIs)} or {NITRO_ENCLAVE}
+        if len(profiles) > 1:
+            raise MalformedInput("two profiles are demanded", actual=", ".join(sorted(p.name for p in profiles)))
+        (profile,) = profiles
+        if profile != NITRO_ENCLAVE and any(
+            isinstance(term, (*ENCLAVE_TERMS, UnsafeAcceptDebug)) for term in self.terms
+        ):
+            raise MalformedInput("a demand on a Nitro enclave does not go with another profile", actual=profile.name)
+        return profile
+
+    @property
     def names_image(self) -> bool:
         """Whether it is said what code may run: some images, PCR0-2 together, a signer, or aloud any."""
         if any(isinstance(term, (ImageIs, SignerIs, UnsafeAcceptAnyImage)) for term in self.terms):
             return True
-        return {0, 1, 2} <= {term.index for term in self.terms if isinstance(term, RegisterIs)}
+        return set(self.profile.image) <= {term.index for term in self.terms if isinstance(term, RegisterIs)}
 
     @property
     def accepts_unsigned(self) -> bool:
@@ -172,10 +202,12 @@ class Expectations:
 
     def check_debug(self, evidence: Evidence) -> bool:
         """Return whether the isolate is in debug mode; raise DebugEvidence unless that is accepted (point 5)."""
-        if not evidence.document.measurements.debug:
+        if not self.profile.zero_is_debug or not evidence.document.measurements.debug:
             return False
         refusal = DebugEvidence(
             "PCR0, PCR1 or PCR2 is zero: the isolate runs in debug mode and protects nothing",
+            expected="an image's measurements",
+            actual=_zeros(evidence.document.measurements),
             hint="boot without debug mode",
         )
         permissions = [term for term in self.terms if isinstance(term, UnsafeAcceptDebug)]
@@ -185,3 +217,8 @@ class Expectations:
         if not development and all(permission.development_only for permission in permissions):
             raise refusal
         return True
+
+
+def _zeros(measurements: Measurements) -> str:
+    names = [f"PCR{index}" for index, value in enumerate(measurements.registers) if not any(value)]
+    return f"zero in {', '.join(names)}"

@@ -11,7 +11,7 @@ from enum import StrEnum
 from .chain import Link, Root, verify_chain
 from .cose import Algorithm, Sign1, parse_sign1
 from .demands import Evidence
-from .document import Document, parse_document
+from .document import NITRO_ENCLAVE, Document, Profile, parse_document
 from .errors import MalformedEvidence, MalformedInput, UnsignedEvidence
 from .expectations import Expectations
 from .measurements import Measurements
@@ -98,7 +98,7 @@ def examine(
 
     sign1 = parse_sign1(document)  # (1)
     _check_envelope(sign1, expected)
-    claims = parse_document(sign1.payload)
+    claims = parse_document(sign1.payload, profile=expected.profile)
     yield Check(1, f"attestation document of {claims.module_id}, made {_text(claims.timestamp)}")
 
     chain = None
@@ -132,16 +132,16 @@ def examine(
     )
 
 
-def archived_time(document: bytes) -> datetime:
+def archived_time(document: bytes, *, profile: Profile = NITRO_ENCLAVE) -> datetime:
     """Return the time that a document names itself, to verify archived evidence at; not verified, nor is anything.
 
     Evidence verified at its own time was good then. It says nothing about now: give no secret for it.
     """
-    return _parse(document).timestamp
+    return _parse(document, profile).timestamp
 
 
-def _parse(document: bytes) -> Document:
-    return parse_document(parse_sign1(document).payload)
+def _parse(document: bytes, profile: Profile) -> Document:
+    return parse_document(parse_sign1(document).payload, profile=profile)
 
 
 def _check_envelope(sign1: Sign1, expected: Expectations) -> None:
@@ -149,8 +149,9 @@ def _check_envelope(sign1: Sign1, expected: Expectations) -> None:
         raise MalformedEvidence("COSE_Sign1: unprotected header", expected="none", actual=sign1.unprotected)
     if sign1.algorithm is None and not expected.accepts_unsigned:
         raise UnsignedEvidence(
-            "the document is not signed", hint="QEMU's nitro-enclave machine writes such documents; anybody can"
-        )
+            "the document is not signed", expected="ES384", actual="no signature",
+            hint="QEMU's nitro-enclave machine writes such documents; anybody can",
+        )  # fmt: skip
     if sign1.algorithm not in (Algorithm.ES384, None):
         raise MalformedEvidence("protected header: wrong algorithm", expected="ES384", actual=sign1.algorithm.name)
 

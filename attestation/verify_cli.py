@@ -149,5 +149,7 @@ def _say_what_is_unsafe(args: argparse.Namespace, root: Root) -> None:
         warn("--any-image: whatever code runs in the isolate is accepted")
     if args.allow_debug:
         warn("--allow-debug: the host of an isolate in debug mode sees what is in it, and no image is checked")
+    if args.at == "document":
+        say("note: verified at the document's own time; that says nothing about now")
     if args.at == "now" and args.nonce is None and args.max_age is None:
         say("note: neither --nonce nor --max-age: the document may be a replay, as old as its certificate (3 hours)")

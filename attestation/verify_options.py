@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from .chain import CLOCK_LEEWAY
-from .console import say
 from .errors import MalformedInput, UsageError
 from .expectations import (
     Expectations,
@@ -183,9 +182,7 @@ def read_time(text: str, document: bytes) -> datetime:
     if text == "now":
         return datetime.now(UTC)
     if text == "document":
-        at = archived_time(document)
-        say(f"note: verified at the document's own time, {at.isoformat()}; that says nothing about now")
-        return at
+        return archived_time(document)
     try:
         at = datetime.fromisoformat(text)
         if at.utcoffset() is None:

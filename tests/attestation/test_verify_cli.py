@@ -7,6 +7,7 @@ import argparse
 import base64
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,14 +23,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from attestation import verify_cli
 from attestation.binding import Binding, Purpose, policy_hash
+from attestation.chain import CLOCK_LEEWAY
 from attestation.console import run_verb
 from attestation.identity import make_identity
-from attestation.measurements import Measurements, dump_measurements
+from attestation.measurements import Measurements, dump_measurements, role_pcr, signer_pcr
 from attestation.verifier import Verdict
 
 from .documents import (
     DEBUG,
     IMAGE,
+    INSTANCE_ID,
     MADE_AT,
     MODULE_ID,
     NONCE,
@@ -209,6 +212,9 @@ ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
     "base64 with CRLF": lambda raw: base64.encodebytes(raw).replace(b"\n", b"\r\n"),
     "URL-safe base64": base64.urlsafe_b64encode,
     "tagged, in base64": lambda raw: base64.b64encode(b"\xd2" + raw),
+    "base64 without padding": lambda raw: base64.urlsafe_b64encode(raw).rstrip(b"="),
+    "base64 after a byte order mark": lambda raw: b"\xef\xbb\xbf" + base64.b64encode(raw) + b"\r\n",
+    "hex with 0x": lambda raw: b"0x" + raw.hex().encode(),
 }
 
 
@@ -399,6 +405,15 @@ def test_the_root_of_aws_is_the_default(run: Run, files: Files) -> None:
         pytest.param(["--measurements", "missing.json"], id="missing file"),
         pytest.param(["--policy", "missing.json"], id="missing policy"),
         pytest.param(["--any"], id="abbreviation"),
+        pytest.param(["--nonce", "00", "--nonce", "01"], id="nonce twice"),
+        pytest.param(["--policy", "a", "--policy", "b"], id="policy twice"),
+        pytest.param(["--signer", "00" * 48], id="signer zero"),
+        pytest.param(["--signer", "missing.pem"], id="missing signer"),
+        pytest.param(["--module-id", ""], id="empty module"),
+        pytest.param(["--instance-id", "i\n"], id="instance with a line break"),
+        pytest.param(["--role", "arn:aws:iam::123456789012:instance-profile/x"], id="instance profile for a role"),
+        pytest.param(["--at", "document", "--max-age", "60"], id="age at the document's own time"),
+        pytest.param(["-", "-"], id="stdin twice"),
     ],
 )
 def test_usage_errors_exit_2(run: Run, files: Files, arguments: list[str]) -> None:
@@ -423,6 +438,202 @@ def test_control_characters_of_evidence_do_not_reach_the_terminal(run: Run, file
     result = run(bad, *files.options)
     assert result.code == 1
     assert "\x1b" not in result.err + result.out
+
+
+ROLE = "arn:aws:iam::123456789012:role/Webserver"
+
+
+def test_who_signed_and_where_it_runs_can_be_demanded(run: Run, files: Files) -> None:
+    der = PKI.certificates["regional"]
+    pem = x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)
+    pcrs = make_pcrs(pcr3=role_pcr(ROLE), pcr8=signer_pcr(der))
+    document = files.write("signed", make_document(PKI, pcrs=pcrs))
+    right = {
+        "--signer": files.write("signer.pem", pem),
+        "--module-id": MODULE_ID,
+        "--instance-id": INSTANCE_ID,
+        "--role": ROLE,
+    }
+    result = run(document, *files.options, *(word for pair in right.items() for word in pair), "--json")
+    assert (result.code, result.err.count("error:")) == (0, 0)
+    checked = {check["what"] for check in result.json["checks"]}
+    for word in ("signed by", MODULE_ID, INSTANCE_ID, ROLE):
+        assert any(word in what for what in checked)
+
+    for signer in (files.write("signer.der", der), signer_pcr(der).hex(), signer_pcr(der).hex().upper()):
+        assert run(document, "--root", files.root, "--at", AT, "--signer", signer).code == 0  # it names the image
+    wrong = {
+        "--signer": (files.root, "PCR8"),
+        "--module-id": (MODULE_ID + "0", "module"),
+        "--instance-id": (INSTANCE_ID + "0", "PCR4"),
+        "--role": (ROLE + "s", "PCR3"),
+    }
+    for option, (value, word) in wrong.items():
+        result = run(document, *files.options, option, value, "--json")
+        assert (result.code, result.json["slug"]) == (1, "field-mismatch")
+        assert word in result.json["message"]
+        assert [check["passed"] for check in result.json["checks"]][-2:] == [True, False]
+    for junk in (b"", b"0junk", pem + pem, files.document.read_bytes()):
+        assert run(document, *files.options, "--signer", files.write("junk", junk)).code == 2
+
+
+def test_verbose_says_what_failed_and_nothing_after(run: Run, files: Files) -> None:
+    result = run(files.document, *files.options, "--nonce", "00" * 32, "--user-data", "00", "-v")
+    lines = [line for line in result.err.splitlines() if line.startswith(("checked", "failed"))]
+    assert lines[-1] == f"failed  (4) nonce {'00' * 32}"
+    assert sum(line.startswith("failed") for line in lines) == 1
+
+
+def test_several_documents_have_a_line_each(run: Run, files: Files) -> None:
+    bad = files.write("bad", make_document(make_pki()))
+    empty = files.write("empty", b"")
+    result = run(files.document, bad, empty, *files.options)
+    assert result.code == 1
+    assert result.out.splitlines() == [
+        f"{files.document}: verified-development: {MODULE_ID}",
+        f"{bad}: refused: untrusted-chain",
+        f"{empty}: refused: malformed-evidence",
+    ]
+    assert f"error: {bad}: " in result.err
+    assert run(files.document, files.document, *files.options).code == 0
+
+
+def test_several_documents_make_a_list_in_json(run: Run, files: Files) -> None:
+    result = run(files.document, files.write("empty", b""), *files.options, "--json")
+    told: Any = result.json
+    assert [one["verdict"] for one in told] == ["verified-development", "refused"]
+    assert [one["file"] for one in told] == [str(files.document), str(files.folder / "empty")]
+    for one in told:
+        check_form(one)
+
+
+def test_one_unreadable_file_of_several_leaves_no_verdict(run: Run, files: Files) -> None:
+    result = run(files.document, files.folder / "missing", *files.options)
+    assert (result.code, result.out) == (2, "")
+    assert "missing" in result.err
+
+
+HEX = r"([0-9a-f]{2})*"
+FORM: dict[str, Any] = {
+    "schema": "veracruz.appraisal/1",
+    "file": str,
+    "verdict": "verified|verified-development|verified-debug|refused",
+    "slug": (None, "[a-z-]+"),
+    "message": (None, str),
+    "expected": (None, str),
+    "actual": (None, str),
+    "hint": (None, str),
+    "verified_at": (None, datetime),
+    "module_id": (None, str),
+    "timestamp": (None, datetime),
+    "digest": (None, "SHA384"),
+    "Measurements": (None, {"HashAlgorithm": str, "PCR0": HEX, "PCR1": HEX, "PCR2": HEX}),
+    "pcrs": (None, dict),
+    "public_key": (None, HEX),
+    "user_data": (None, HEX),
+    "nonce": (None, HEX),
+    "root": (None, {"name": str, "sha256": HEX, "development": bool}),
+    "chain": (None, [{"subject": str, "not_before": datetime, "not_after": datetime}]),
+    "checks": [{"point": int, "what": str, "passed": bool}],
+}
+
+
+def check_form(value: Any, form: Any = FORM) -> None:
+    """Hold a value against a form: types, patterns, every key of an object and no other."""
+    if isinstance(form, tuple):
+        if value is not None:
+            check_form(value, form[1])
+    elif isinstance(form, dict):
+        assert list(value) == list(form)
+        for key, inner in form.items():
+            check_form(value[key], inner)
+    elif isinstance(form, list):
+        for inner in value:
+            check_form(inner, form[0])
+    elif isinstance(form, str):
+        assert re.fullmatch(form, value), (value, form)
+    elif form is datetime:
+        assert datetime.fromisoformat(value).utcoffset() is not None
+    else:
+        assert type(value) is form, (value, form)
+
+
+def test_every_verdict_has_the_same_keys(run: Run, files: Files) -> None:
+    debug = files.write("debug", make_document(PKI, pcrs=make_pcrs(DEBUG)))
+    seen = set()
+    for document, more in (
+        (files.document, ()),
+        (files.document, ("--nonce", "00")),
+        (files.document, ("--at", "2030-01-01T00:00:00Z")),
+        (debug, ("--allow-debug",)),
+        (debug, ()),
+        (files.write("junk", b"junk"), ()),
+        (files.write("junk", b"\x84"), ("--at", "document")),
+    ):
+        options = [option for option in files.options if option not in ("--at", AT) or "--at" not in more]
+        told = run(document, *options, *more, "--json").json
+        check_form(told)
+        facts = ("module_id", "timestamp", "digest", "Measurements", "pcrs", "root", "chain")
+        assert len({told[fact] is None for fact in facts}) == 1
+        assert (told["verdict"] == "refused") == (told["slug"] is not None) == (told["module_id"] is None)
+        assert (told["verdict"] == "refused") == any(not check["passed"] for check in told["checks"])
+        seen.add(told["verdict"])
+    assert seen == {"verified-development", "verified-debug", "refused"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        pytest.param(b"", "nothing is in it", id="empty"),
+        pytest.param(b"\xef\xbb\xbf \n", "nothing is in it", id="a mark and blanks"),
+        pytest.param("hEQ=".encode("utf-16"), "UTF-16", id="UTF-16"),
+        pytest.param(b"-----BEGIN EC PRIVATE KEY-----\nc2VjcmV0\n", "PEM (EC PRIVATE KEY)", id="PEM"),
+        pytest.param(b'{"document": "hEQ="}', "JSON", id="JSON"),
+        pytest.param(b"<html>", "HTML", id="HTML"),
+    ],
+)
+def test_what_is_no_document_is_named(run: Run, files: Files, raw: bytes, words: str) -> None:
+    result = run(files.write("other", raw), *files.options)
+    assert result.code == 1
+    assert words in result.err
+    assert "c2VjcmV0" not in result.err
+
+
+def test_a_terminal_is_no_document(run: Run, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b""))
+    monkeypatch.setattr(stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    result = run("-", *files.options)
+    assert result.code == 2
+    assert "terminal" in result.err
+
+
+def test_a_replay_within_the_certificates_life_is_noted(run: Run, files: Files) -> None:
+    document, root = _fresh(files)
+    options = ("--root", root, "--measurements", files.measurements)
+    assert "replay" in run(document, *options).err
+    assert "replay" not in run(document, *options, "--nonce", NONCE.hex()).err
+
+
+def test_the_root_of_another_partition_is_not_the_default_and_says_so(run: Run, files: Files) -> None:
+    """A root of AWS's other partitions is a file like any; only G1, known by its hash, gives the plain verdict."""
+    pki = make_pki(root={"name": "aws-cn.nitro-enclaves"})
+    root = x509.load_der_x509_certificate(pki.certificates["root"]).public_bytes(Encoding.PEM)
+    document = files.write("cn", make_document(pki))
+    options = ("--at", AT, "--measurements", files.measurements)
+    result = run(document, *options, "--root", files.write("cn.pem", root), "--json")
+    assert (result.code, result.json["verdict"]) == (0, "verified-development")
+    assert "aws-cn.nitro-enclaves" in result.json["root"]["name"]
+    assert "aws-cn.nitro-enclaves" in result.err
+    for other in ("aws", files.root):
+        refused = run(document, *options, "--root", other, "--json")
+        assert (refused.code, refused.json["slug"]) == (1, "untrusted-chain")
+
+
+def test_help_states_the_leeway_and_the_exit_codes(run: Run) -> None:
+    text = " ".join(run("--help").out.split())
+    assert f"clocks may differ by {CLOCK_LEEWAY.total_seconds():.0f} s" in text
+    assert "Exit codes: 0" in text
 
 
 def test_the_client_script_is_short_and_verifies(files: Files) -> None:

@@ -6,7 +6,11 @@ Their names tell what they are: `*_debug.cbor` were made in debug mode, `*_badsi
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +19,9 @@ import pytest
 from pycose.keys import EC2Key
 from pycose.messages import Sign1Message
 
+from attestation import verify_cli
 from attestation.chain import aws_root, verify_chain
+from attestation.console import run_verb
 from attestation.cose import parse_sign1
 from attestation.document import parse_document
 from attestation.errors import BadSignature, ClockOutOfStep, DebugEvidence, MeasurementMismatch, UntrustedChain
@@ -47,6 +53,77 @@ def test_the_folder_has_documents_of_each_kind() -> None:
     assert PRODUCTION
     assert DEBUG
     assert BAD_SIGNATURES
+
+
+# A row of the folder's README.md: file, time, form of the payload map, mode, registers that are not zero, lengths, hash.
+ROW = re.compile(
+    r"\| (?P<file>[^ |]+\.cbor) \| (?P<time>[0-9TZ:-]+) \| (?P<map>def|indef)\([^)]*\) \| (?P<mode>[^|]+) "
+    r"\| (?P<set>[0-9,]*) \| (?P<sizes>[0-9-]+/[0-9-]+/[0-9-]+) \| (?P<sha256>[0-9a-f]{64}) \|"
+)
+INDEX = Path(FOLDER, "README.md") if FOLDER else Path()
+ROWS = {row["file"]: row for row in map(ROW.match, INDEX.read_text().splitlines()) if row} if INDEX.is_file() else {}
+
+
+def test_the_index_and_the_folder_name_the_same_documents() -> None:
+    if not INDEX.is_file():
+        pytest.skip("the folder has no README.md that lists it")
+    assert set(ROWS) == {path.name for path in PATHS}
+
+
+@_each(PATHS)
+def test_a_document_is_what_the_index_says(path: Path) -> None:
+    """Point: every file is judged, whatever its kind, and what is read from it is what somebody else read."""
+    row = ROWS.get(path.name)
+    if row is None:
+        pytest.skip("the folder has no README.md that lists it")
+    raw = path.read_bytes()
+    assert hashlib.sha256(raw).hexdigest() == row["sha256"]
+    payload = parse_sign1(raw).payload
+    document = parse_document(payload)
+    assert f"{document.timestamp:%Y-%m-%dT%H:%M:%SZ}" == row["time"]
+    assert ("indef" if payload[0] == 0xBF else "def") == row["map"]
+    assert [index for index, value in document.pcrs.items() if any(value)] == [int(i) for i in row["set"].split(",")]
+    sizes = ["-" if v is None else str(len(v)) for v in (document.public_key, document.user_data, document.nonce)]
+    assert "/".join(sizes) == row["sizes"]
+
+    allowed = Expectations.of(UnsafeAcceptAnyImage(), UnsafeAcceptDebug(development_only=False))
+    if "BAD SIGNATURE" in row["mode"]:
+        assert path in BAD_SIGNATURES
+        with pytest.raises(BadSignature):
+            _verify(raw, expected=allowed)
+    else:
+        expected = Verdict.DEBUG if row["mode"].startswith("debug") else Verdict.VERIFIED
+        assert _verify(raw, expected=allowed).verdict is expected
+
+
+@_each(PATHS)
+def test_the_command_line_judges_a_document_alike(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    verify_cli.add_verbs(parser.add_subparsers(required=True))
+
+    def run(*options: str) -> tuple[int, str, str]:
+        code = run_verb(parser.parse_args(["verify", str(path), "--any-image", "--json", *options]))
+        told = json.loads(capsys.readouterr().out)
+        return code, told["verdict"], told["slug"]
+
+    kind = "bad" if path in BAD_SIGNATURES else "debug" if path in DEBUG else "production"
+    assert (
+        run("--at", "document")
+        == {
+            "bad": (1, "refused", "bad-signature"),
+            "debug": (1, "refused", "debug-evidence"),
+            "production": (0, "verified", None),
+        }[kind]
+    )
+    assert (
+        run("--at", "document", "--allow-debug")
+        == {
+            "bad": (1, "refused", "bad-signature"),
+            "debug": (0, "verified-debug", None),
+            "production": (0, "verified", None),
+        }[kind]
+    )
+    assert run("--at", "now") == (1, "refused", "clock-out-of-step")
 
 
 @_each(PRODUCTION)
