@@ -23,7 +23,7 @@ Body = Callable[[Tell], int]
 
 def relayed(told: Mapping[str, Any]) -> VeracruzError:
     """Return the background process's error, as it would have been in the foreground."""
-    kind = type("Relayed", (VeracruzError,), {"slug": told["slug"], "exit_code": told["exit_code"]})
+    kind = type("Relayed", (VeracruzError,), {name: told[name] for name in ("slug", "exit_code", "cure")})
     error: VeracruzError = kind(told["what"], hint=told["hint"])
     error.expected, error.actual = told["expected"], told["actual"]  # escaped there
     return error
@@ -110,6 +110,7 @@ def describe(error: VeracruzError) -> dict[str, Any]:
     """Return an error as `relayed` takes it."""
     return {
         "slug": error.slug,
+        "cure": error.cure,
         "exit_code": error.exit_code,
         "what": error.what,
         "expected": error.expected,

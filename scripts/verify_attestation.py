@@ -28,6 +28,9 @@ def main(document: str, measurements: str, nonce: str, root: str | None = None) 
     except VeracruzError as error:
         print(f"{error.slug}: {error}", file=sys.stderr)
         return error.exit_code
+    except (OSError, ValueError) as error:  # a file that cannot be read, a nonce that is no hex
+        print(f"usage: {error}", file=sys.stderr)
+        return 2
     print(appraisal.verdict, appraisal.module_id, (appraisal.public_key or b"").hex())
     return 0
 

@@ -22,6 +22,7 @@ from host_shim.cli import PACKAGES, make_parser
 
 TOP = Path(__file__).resolve().parent.parent
 ENTRIES = make_reference(PACKAGES)
+PARSER = make_parser()
 SLUGS = {entry.slug for entry in ENTRIES}
 SOURCES = sorted(path for package in PACKAGES for path in (TOP / package).rglob("*.py"))
 
@@ -109,7 +110,7 @@ def test_slugs_that_scripts_and_pages_rely_on_exist() -> None:
 
 
 def test_commands_that_a_cure_names_exist() -> None:
-    verbs = _verbs(make_parser())
+    verbs = _verbs(PARSER)
     for entry in ENTRIES:
         for words in re.findall(r"veracruz ([a-z]+(?: [a-z]+)?)", entry.cure):
             assert words in verbs or words.split()[0] in verbs, entry.cure
@@ -126,7 +127,7 @@ def _verbs(parser: argparse.ArgumentParser, prefix: str = "") -> set[str]:
 
 
 def _explain(*words: str) -> int:
-    return run_verb(make_parser().parse_args(["explain", *words]))
+    return run_verb(PARSER.parse_args(["explain", *words]))
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.slug)

@@ -653,3 +653,7 @@ def test_the_client_script_is_short_and_verifies(files: Files) -> None:
     done = run(document, files.measurements, "00" * 32, root)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("nonce-mismatch: ")
+    for arguments in ((document, files.measurements, "zz", root), (files.folder / "missing", root, "00", root)):
+        done = run(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(("usage: ", "malformed-input: "))

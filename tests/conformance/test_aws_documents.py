@@ -55,7 +55,7 @@ def test_the_folder_has_documents_of_each_kind() -> None:
     assert BAD_SIGNATURES
 
 
-# A row of the folder's README.md: file, time, form of the payload map, mode, registers that are not zero, lengths, hash.
+# A row of the folder's README.md: file, time, form of the payload map, mode, registers not zero, lengths, hash.
 ROW = re.compile(
     r"\| (?P<file>[^ |]+\.cbor) \| (?P<time>[0-9TZ:-]+) \| (?P<map>def|indef)\([^)]*\) \| (?P<mode>[^|]+) "
     r"\| (?P<set>[0-9,]*) \| (?P<sizes>[0-9-]+/[0-9-]+/[0-9-]+) \| (?P<sha256>[0-9a-f]{64}) \|"
