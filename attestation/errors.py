@@ -232,7 +232,7 @@ class ContentMismatch(VeracruzError):
 
 
 class ApiRefusal(VeracruzError):
-    """The isolate refused a request; each slug of the API has a class below, an unknown one this."""
+    """The isolate refused a request, with a slug that this client does not know."""
 
     slug = "refused"
     cure = "Update the client: the isolate answers with a slug that this version does not know."

@@ -18,6 +18,8 @@ SHOWN = 16  # bytes of what is no document: it may be a private key
 FORM = "one COSE_Sign1, raw or in base64 or hex"
 STDIN = "-"
 
+_HEX = re.compile(rb"[0-9A-Fa-f]+")
+_BASE64 = re.compile(rb"[0-9A-Za-z+/_-]+={0,2}")
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -35,13 +37,18 @@ def decode_evidence(raw: bytes) -> bytes:
     reason = _name_other(raw, text)
     if reason is not None:
         raise MalformedEvidence(f"no attestation document: {reason}", expected=FORM)
+    digits = text.removeprefix(b"0x")
     try:
-        if re.fullmatch(rb"(?:0x)?[0-9A-Fa-f]+", text):
-            return binascii.unhexlify(text.removeprefix(b"0x"))
+        if _HEX.fullmatch(digits):
+            return binascii.unhexlify(digits)
         padding = b"=" * (-len(text) % 4)  # URL-safe base64 often comes without
         return base64.b64decode(text.translate(bytes.maketrans(b"-_", b"+/")) + padding, validate=True)
     except ValueError as error:  # binascii.Error is one
-        raise MalformedEvidence("no attestation document", expected=FORM, actual=raw[:SHOWN]) from error
+        encoding = "hex" if _HEX.fullmatch(digits) else "base64" if _BASE64.fullmatch(text) else None
+        raise MalformedEvidence(
+            f"no attestation document: {encoding} that is cut or damaged" if encoding else "no attestation document",
+            expected=FORM, actual=raw[:SHOWN],
+        ) from error  # fmt: skip
 
 
 def _name_other(raw: bytes, text: bytes) -> str | None:

@@ -62,7 +62,7 @@ def verify(document: bytes, *, expected: Expectations, at: datetime, roots: Sequ
     A participant is safe to send a secret when all of these hold (`Expectations.for_session` demands 4 to 8):
 
     1. The bytes are one COSE_Sign1 whose payload has exactly the form of a Nitro attestation document, within its
-       size limits.
+       size limits (of another product's only where `expected` demands its profile).
     2. The leaf certificate in it chains to the one root that the participant chose, valid at the time given; a root
        named in the policy can narrow that choice, never widen it.
     3. The signature over the payload is the leaf's.

@@ -102,6 +102,34 @@ ANY = Expectations.of(UnsafeAcceptAnyImage())
 DEBUG_DOCUMENT = make_document(PKI, pcrs=make_pcrs(DEBUG))
 
 
+_FULL = {"public_key": bytes(1024), "user_data": b"\1" * 1024, "nonce": b"\2" * 1024}
+
+
+@pytest.mark.parametrize("indefinite", [False, True], ids=["closed map", "open map"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(dict.fromkeys(_FULL), id="null fields"),
+        pytest.param({"user_data": b"", "nonce": b""}, id="empty fields"),
+        pytest.param(_FULL, id="fields of 1,024 bytes"),
+        pytest.param({"pcrs": make_pcrs(policy_hash=None)}, id="16 registers"),
+        pytest.param({"pcrs": make_pcrs()}, id="17 registers"),
+        pytest.param({"pcrs": {index: make_pcrs().get(index, bytes(48)) for index in range(32)}}, id="32 registers"),
+        pytest.param({"pcrs": make_pcrs(pcr3=None, pcr15=None)}, id="registers left out"),
+    ],
+)
+def test_every_form_that_aws_signs_verifies_in_production_mode(changes: dict[str, Any], indefinite: bool) -> None:
+    """The instance's certificate in this chain has no key identifiers, as real ones until 2021."""
+    payload = make_payload(make_fields(PKI, **changes), indefinite=indefinite)
+    signature = sign(payload, PKI.keys["leaf"])
+    expected = Expectations.of(ImageIs.any_of([OTHER_IMAGE, IMAGE]))
+    for one in (signature, malleate(signature)):
+        document = make_envelope(payload, PKI.keys["leaf"], signature=one)
+        appraisal = verify(document, expected=expected, at=MADE_AT, roots=[PKI.root])
+        for name, value in changes.items():
+            assert getattr(appraisal, name) == value
+
+
 def test_debug_mode_has_a_verdict_of_its_own_where_it_is_accepted_and_is_refused_elsewhere() -> None:
     for expected in (SESSION, ANY):
         with pytest.raises(DebugEvidence):

@@ -590,6 +590,8 @@ def test_every_verdict_has_the_same_keys(run: Run, files: Files) -> None:
         pytest.param(b"-----BEGIN EC PRIVATE KEY-----\nc2VjcmV0\n", "PEM (EC PRIVATE KEY)", id="PEM"),
         pytest.param(b'{"document": "hEQ="}', "JSON", id="JSON"),
         pytest.param(b"<html>", "HTML", id="HTML"),
+        pytest.param(b"8444a1013822a", "hex that is cut", id="odd hex"),
+        pytest.param(b"hESha", "base64 that is cut", id="cut base64"),
     ],
 )
 def test_what_is_no_document_is_named(run: Run, files: Files, raw: bytes, words: str) -> None:
