@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import EnvironmentLacks, VeracruzError
+from .errors import AttestationError, EnvironmentLacks, VeracruzError
 
 if TYPE_CHECKING:
     import argparse  # little is imported here: until it is, Ctrl-C ends in a traceback
@@ -134,7 +134,7 @@ def report(error: VeracruzError, *, as_json: bool) -> None:
     hint = find_hint(error)
     if hint:
         say(hint, label="hint:", colour="33")
-    if error.cure and error.slug not in PLAIN_SLUGS:
+    if (error.hint or isinstance(error, AttestationError)) and error.cure and error.slug not in PLAIN_SLUGS:
         say(f"{_program()} explain {error.slug}", label="more:", colour="33")
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from attestation.console import PLAIN_SLUGS, report, run_verb
 from attestation.error_reference import BASES, Entry, make_reference
-from attestation.errors import ApiRefusal, NonceMismatch, UsageError, VeracruzError
+from attestation.errors import ApiRefusal, Busy, NonceMismatch, UsageError, VeracruzError
 from enclave_image.runtime import errors as runtime_errors
 from host_shim.cli import PACKAGES, make_parser
 
@@ -175,8 +175,11 @@ def test_an_error_says_what_to_do_and_where_to_read_more(capsys: pytest.CaptureF
         f"hint: {NonceMismatch.cure}",
         "more: veracruz explain nonce-mismatch",
     ]
-    for slug in PLAIN_SLUGS:
-        assert slug in SLUGS
+    report(Busy("the isolate refused"), as_json=False)  # explain would add nothing
+    assert capsys.readouterr().err.splitlines() == ["error: the isolate refused", f"hint: {Busy.cure}"]
+    report(Busy("the isolate refused", hint="wait"), as_json=False)
+    assert capsys.readouterr().err.splitlines()[1:] == ["hint: wait", "more: veracruz explain busy"]
+    assert PLAIN_SLUGS <= SLUGS
     report(UsageError("--x: wrong form", expected="a number", actual="y"), as_json=False)
     assert capsys.readouterr().err.splitlines() == ["error: --x: wrong form; expected a number, got y"]
 
