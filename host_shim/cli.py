@@ -23,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     from attestation import explain_cli
     from enclave_image import cli as image_cli
 
-    from . import enclave_cli
+    from . import doctor_cli, enclave_cli
 
     parser = argparse.ArgumentParser(
         prog="veracruz", description="Compute together in attested isolates.", allow_abbrev=False
@@ -31,6 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     image_cli.add_verbs(commands)
     enclave_cli.add_verbs(commands)
+    doctor_cli.add_verbs(commands)
     attestation_cli.add_verbs(commands)
     explain_cli.add_verbs(commands, PACKAGES)
     return parser

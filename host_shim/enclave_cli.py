@@ -141,7 +141,8 @@ def _choose_isolates(
         return [ProcessIsolate()], lambda isolate: None
     from enclave_image.eif import load_eif
 
-    from .accel import KvmVerdict
+    from .accel import Accel, KvmVerdict
+    from .accel_probe import try_accelerator
     from .qemu import BootFiles, Machine, QemuIsolate, check_memory, choose_accelerators, find_qemu
 
     if args.image is None:
@@ -152,7 +153,7 @@ def _choose_isolates(
     check_memory(machine, image.size)
     files = stack.enter_context(BootFiles(image))
     verdict = KvmVerdict(qemu.banner)
-    accelerators = choose_accelerators(args.accel, verdict)
+    accelerators = choose_accelerators(args.accel, verdict, lambda: try_accelerator(qemu, Accel.KVM) is None)
     isolates = [
         QemuIsolate(qemu, files, machine, accel, tentative=tentative, debug_mode=args.debug_mode)
         for accel, tentative in accelerators

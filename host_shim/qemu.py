@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -230,8 +230,13 @@ class QemuIsolate:
         return Running(guest, (backend,), console, complaints)
 
 
-def choose_accelerators(wanted: str, verdict: KvmVerdict) -> Sequence[tuple[Accel, bool]]:
-    """Return what to try in which order, each with whether it is tentative; `wanted` is auto, kvm or tcg."""
+def choose_accelerators(
+    wanted: str, verdict: KvmVerdict, runs: Callable[[], bool] = lambda: True
+) -> Sequence[tuple[Accel, bool]]:
+    """Return what to try in which order, each with whether it is tentative; `wanted` is auto, kvm or tcg.
+
+    `runs` tells whether KVM runs the smallest guest; it is asked where the answer is not known yet.
+    """
     if wanted == Accel.TCG:
         return [(Accel.TCG, False)]
     if wanted == Accel.KVM:
@@ -241,5 +246,8 @@ def choose_accelerators(wanted: str, verdict: KvmVerdict) -> Sequence[tuple[Acce
             )
         return [(Accel.KVM, False)]
     if not kvm_opens() or verdict.read() is False:
+        return [(Accel.TCG, False)]
+    if verdict.read() is None and not runs():
+        verdict.write(False)
         return [(Accel.TCG, False)]
     return [(Accel.KVM, True), (Accel.TCG, False)]
