@@ -46,6 +46,13 @@ class MalformedEndpoint(UsageError):
     cure = "Write HOST:PORT, [IPV6]:PORT or unix:PATH."
 
 
+class MalformedEgress(UsageError):
+    """A rule of what an isolate may reach is not PORT=HOST:PORT, or two of them want one port."""
+
+    slug = "malformed-egress"
+    cure = "Write each as PORT=HOST:PORT: the isolate's port of its parent, then the one place that it leads to."
+
+
 class UnsafeState(EnvironmentLacks):
     """A file of ours in the state directory is damaged, or others than its owner could have touched it."""
 
