@@ -21,8 +21,9 @@ from enclave_image.runtime.wire import PORT_API, Event
 from .children import Child, python_command
 from .console_log import ConsoleLog, read_some, tail
 from .dev_pki import Chain, DevelopmentRoot
+from .egress.rules import Rule
 from .errors import IsolateDied, IsolateHalted, IsolateSilent
-from .isolate import Isolate, Running
+from .isolate import Isolate, Running, start_ready
 from .listen import Listener
 from .news import FAREWELLS, HALTS, Asked, Complaint, Ended, EventCode, Heartbeat, News, tell_event
 from .nsm_emulator import BootState, Identity, NsmEmulator
@@ -59,6 +60,7 @@ class Setting:
     policy: bytes
     policy_hash: bytes
     role: str | None
+    egress: tuple[Rule, ...] = ()
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class Boot:
     setting: Setting
     news: asyncio.Queue[News]
     gate: int  # descriptor; the relay accepts once it is closed
+    egress: Child | None = None
     awaited: str = "first sign of life"  # what it is waited for
     complaints: list[str] = field(default_factory=list)
     farewell: Event | None = None  # the event after which its end is no accident
@@ -79,7 +82,8 @@ class Boot:
     @property
     def children(self) -> tuple[Child, ...]:
         """Every process, in the order in which they are stopped."""
-        return (self.relay, *self.running.children)
+        way_out = () if self.egress is None else (self.egress,)
+        return (self.relay, *self.running.children, *way_out)
 
     def open_gate(self) -> None:
         """Let the relay accept; who connected before has waited in the backlog."""
@@ -202,13 +206,16 @@ async def start_boot(
         ports = ParentPorts(str(base), policy=setting.policy, module=module, tell=news.put_nowait)
         stack.push_async_callback(ports.close)
         await ports.open()
+        egress = await _start_egress(setting, str(base))
+        if egress is not None:
+            stack.push_async_callback(egress.stop)
         running = await isolate.start(base, setting.log)
         stack.callback(running.close)
         stack.push_async_callback(running.stop)
         accel = f" with {isolate.accel.upper()}" if isolate.accel else ""
         report.step(f"started {running.guest.name}{accel} (pid {running.guest.pid})")
         relay, gate = _start_relay(setting, f"{base}_{PORT_API}")
-        boot = Boot(isolate, running, relay, record, setting, news, gate)
+        boot = Boot(isolate, running, relay, record, setting, news, gate, egress)
         stack.callback(boot.open_gate)
         stack.push_async_callback(relay.stop)  # before the gate: nobody is let in at the end
         boot.record = replace(record, children=tuple(filter(None, (child.identity for child in boot.children))))
@@ -245,6 +252,16 @@ def _start_relay(setting: Setting, target: str) -> tuple[Child, int]:
     finally:
         os.close(gate)
     return relay, opener
+
+
+async def _start_egress(setting: Setting, base: str) -> Child | None:
+    """Start the proxy for what the isolate may reach; its decisions go to the supervisor's log."""
+    if not setting.egress:
+        return None
+    for rule in setting.egress:
+        setting.report.note(f"the isolate may reach {rule.host}:{rule.target}, by its parent's port {rule.port}")
+    command = python_command("host_shim.egress", "--base", base, *map(str, setting.egress))
+    return await start_ready(command, name="egress proxy", log=setting.log)
 
 
 async def _tell_end(child: Child, news: asyncio.Queue[News]) -> None:

@@ -54,6 +54,10 @@ def _add_run(enclave: Commands) -> None:
     parser.add_argument("--debug-mode", action="store_true", help="evidence with PCR0-2 zero, as Nitro's debug mode")
     parser.add_argument("--role", metavar="ARN", help="the parent's IAM role, for PCR3")
     parser.add_argument(
+        "--egress", metavar="PORT=HOST:PORT", action="append", default=[],
+        help="what the isolate may reach, by that port of its parent (repeat it; default: nothing)",
+    )  # fmt: skip
+    parser.add_argument(
         "--boot-limit", metavar="SECONDS", type=float, default=120.0, help="until it must serve (default 120)"
     )
 
@@ -107,10 +111,12 @@ def _supervise(
     from attestation.input_files import read_policy
 
     from .dev_pki import open_root
+    from .egress.rules import parse_rules
     from .listen import parse_endpoint
     from .supervisor import Order, Supervisor
 
     listen = parse_endpoint(args.listen)
+    egress = parse_rules(args.egress)
     if args.name is not None:
         Isolates().directory(args.name)
     policy = read_policy(args.policy)
@@ -125,6 +131,7 @@ def _supervise(
             name=args.name,
             role=args.role,
             boot_limit=args.boot_limit,
+            egress=egress,
             works=works,
         )
         root = open_root(lambda: datetime.now(UTC))

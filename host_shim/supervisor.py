@@ -22,6 +22,7 @@ from .boot import Boot, Interrupted, Setting, show_measurements, start_boot
 from .children import ProcessId
 from .console_log import ConsoleLog
 from .dev_pki import DevelopmentRoot
+from .egress.rules import Rule
 from .errors import IsolateDied, IsolateHalted
 from .isolate import Isolate
 from .listen import Endpoint, Listener
@@ -43,6 +44,7 @@ class Order:
     name: str | None = None
     role: str | None = None
     boot_limit: float = BOOT_LIMIT
+    egress: tuple[Rule, ...] = ()
     works: Callable[[Isolate], None] = lambda isolate: None  # told which one came up
 
 
@@ -74,7 +76,7 @@ class Supervisor:
         console = ConsoleLog(claim.console)
         setting = Setting(
             claim, listener, console, self._report, self._root, log,
-            self._order.policy, policy_hash(self._order.policy), self._order.role,
+            self._order.policy, policy_hash(self._order.policy), self._order.role, self._order.egress,
         )  # fmt: skip
         try:
             async with self._come_up(setting, record) as boot:

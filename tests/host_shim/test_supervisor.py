@@ -28,6 +28,7 @@ from pathlib import Path
 from attestation.console import report, say
 from attestation.errors import VeracruzError
 from host_shim.dev_pki import open_root
+from host_shim.egress.rules import parse_rules
 from host_shim.listen import parse_endpoint
 from host_shim.report import Report
 from host_shim.state import Isolates
@@ -38,6 +39,7 @@ home, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 ways = [StubIsolate(*way) for way in options["ways"]]
 order = Order(
     ways, options["policy"].encode(), None, parse_endpoint(options["listen"]), name="one", boot_limit=options["limit"],
+    egress=parse_rules(options["egress"]),
     works=lambda isolate: print("works", isolate.way, flush=True),
 )
 root = open_root(lambda: datetime.now(UTC), home)
@@ -77,8 +79,12 @@ class Run:
 
 
 @contextmanager
-def run(home: Path, *ways: Any, policy: str = "{}", listen: str = "127.0.0.1:0", limit: float = 10) -> Iterator[Run]:
-    options = json.dumps({"ways": ways or [["serves"]], "policy": policy, "listen": listen, "limit": limit})
+def run(
+    home: Path, *ways: Any, policy: str = "{}", listen: str = "127.0.0.1:0", limit: float = 10,
+    egress: tuple[str, ...] = (),
+) -> Iterator[Run]:  # fmt: skip
+    told = {"ways": ways or [["serves"]], "policy": policy, "listen": listen, "limit": limit, "egress": egress}
+    options = json.dumps(told)
     with subprocess.Popen(
         [sys.executable, "-c", RUN, str(home), options],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -211,6 +217,29 @@ def test_ends_with_the_relay(tmp_path: Path) -> None:
     assert code == 5
     assert "the relay ended by SIGKILL" in said
     wait_for_end(guest)
+
+
+def test_what_it_may_reach_is_served_said_and_ended_with_it(tmp_path: Path, temporary: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        place.settimeout(10)
+        port = place.getsockname()[1]
+        with run(tmp_path, egress=(f"8000=127.0.0.1:{port}",)) as running:
+            running.endpoint()
+            sockets = Isolates(tmp_path).find("one").sockets
+            assert sockets is not None
+            with socket.socket(socket.AF_UNIX) as guest:  # as the vsock backend does for the guest
+                guest.connect(f"{sockets}/v_8000")
+                outside, _ = place.accept()
+                outside.close()
+            children = running.children()
+            running.process.send_signal(signal.SIGTERM)
+            code, said = running.finish()
+    assert code == 40 + signal.SIGTERM
+    assert f"the isolate may reach 127.0.0.1:{port}, by its parent's port 8000" in said
+    wait_for_end(children)
+    assert list(temporary.iterdir()) == []
+    log = (Isolates(tmp_path).directory("one") / "supervisor.log").read_text()
+    assert f"egress 8000=127.0.0.1:{port}: allowed: 127.0.0.1" in log
 
 
 def test_nothing_survives_a_killed_supervisor(tmp_path: Path, temporary: Path) -> None:
