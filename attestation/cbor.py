@@ -21,13 +21,14 @@ _BREAK = b"\xff"
 _SIMPLE_VALUES = {20: False, 21: True, 22: None}
 
 
-def decode(raw: bytes, *, what: str, open_map: bool = False) -> Value:
+def decode(raw: bytes, *, what: str, open_map: bool = False, max_items: int = MAX_ITEMS) -> Value:
     """Return the one item that `raw` is; raise MalformedEvidence, saying where.
 
     Heads have their shortest form and lengths are definite, so that a value has one encoding. `open_map` allows the
-    outermost item to be an indefinite-length map, as AWS writes the payload since December 2025.
+    outermost item to be an indefinite-length map, as AWS writes the payload since December 2025. `max_items` is the
+    most entries of one array or map.
     """
-    reader = _Reader(raw, what)
+    reader = _Reader(raw, what, max_items)
     value = reader.open_map() if open_map and raw[:1] == b"\xbf" else reader.item(depth=0)
     if reader.offset != len(raw):
         raise reader.error("bytes after the item")
@@ -35,9 +36,10 @@ def decode(raw: bytes, *, what: str, open_map: bool = False) -> Value:
 
 
 class _Reader:
-    def __init__(self, raw: bytes, what: str) -> None:
+    def __init__(self, raw: bytes, what: str, max_items: int) -> None:
         self._raw = raw
         self._what = what
+        self._max_items = max_items
         self.offset = 0
 
     def error(self, what: str) -> MalformedEvidence:
@@ -98,7 +100,7 @@ class _Reader:
         self.offset = 1
         entries: dict[Value, Value] = {}
         while self._raw[self.offset : self.offset + 1] != _BREAK:
-            if len(entries) == MAX_ITEMS:
+            if len(entries) == self._max_items:
                 raise self.error("too many entries")
             self._entry(entries, 1)
         self.offset += 1
@@ -124,5 +126,5 @@ class _Reader:
     def _enter(self, items: int, depth: int) -> None:
         if depth >= MAX_DEPTH:
             raise self.error("nested too deep")
-        if items > MAX_ITEMS:
+        if items > self._max_items:
             raise self.error("too many entries")

@@ -7,22 +7,21 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from attestation.console import Commands, emit, new_group, new_parser, say
 from attestation.errors import UsageError
 from attestation.files import demand_target, write_whole
 from attestation.measurements import Measurements, dump_measurements
 
+from . import eif_cli, sign_cli
 from .config import DEFAULT_DIR, load_config
-from .eif import load_eif
 from .lock import format_lock, load_lock
 from .recipe import build_image
 from .resolve import describe_change, resolve
 
 
 def add_verbs(commands: Commands) -> None:
-    """Add `image build|describe|lock`."""
+    """Add `image build|describe|diff|extract|sign|lock`."""
     group = new_group(commands, "image", summary="build an enclave image and look inside one")
 
     build = new_parser(group, "build", summary="build the image that a lock describes", run=build_verb)
@@ -32,8 +31,8 @@ def add_verbs(commands: Commands) -> None:
     build.add_argument("--lock", type=Path, metavar="FILE", help="instead of enclave.lock beside image.toml")
     build.add_argument("--offline", action="store_true", help="fetch nothing; fail if the cache lacks an input")
 
-    describe = new_parser(group, "describe", summary="print an image's sections and measurements", run=describe_verb)
-    describe.add_argument("image", type=Path, metavar="FILE.eif")
+    eif_cli.add_verbs(group)
+    sign_cli.add_verb(group)
 
     lock = new_parser(group, "lock", summary="resolve the inputs that image.toml names to exact hashes", run=lock_verb)
     lock.add_argument("--config", type=Path, default=DEFAULT_DIR, metavar="DIR", help="holds image.toml and the rest")
@@ -67,26 +66,6 @@ def build_verb(args: argparse.Namespace) -> int:
         {"image": str(args.out), "size": built.size, "sha256": built.sha256, "changed": built.changed, **table},
         _text(built.measurements),
     )
-    return 0
-
-
-def describe_verb(args: argparse.Namespace) -> int:
-    """Print what an EIF holds."""
-    image = load_eif(args.image)
-    sections: list[dict[str, Any]] = [
-        {"type": section.type.name.lower(), "offset": section.offset, "size": len(section.data)}
-        for section in image.sections
-    ]
-    data = {
-        "EifVersion": image.version,
-        "size": image.size,
-        "command_line": image.cmdline.decode("ascii", "backslashreplace"),
-        "sections": sections,
-        "signed": image.signature is not None,
-        **dump_measurements(image.measurements),
-    }
-    rows = [f"{row['type']:<9} {row['size']:>10} bytes at {row['offset']}" for row in sections]
-    emit(args, data, "\n".join([*rows, f"cmdline   {data['command_line']}", _text(image.measurements)]))
     return 0
 
 

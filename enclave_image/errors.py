@@ -66,3 +66,33 @@ class ArchiveUntrusted(VeracruzError):
     slug = "archive-untrusted"
     exit_code = EXIT_BUILD
     cure = "Do not lock: the index is not what the archive signed. Check mirror, suite and keyring."
+
+
+class MalformedRamdisk(VeracruzError):
+    """A ramdisk is no archive that the kernel would unpack, or passes a limit; the place is named."""
+
+    slug = "malformed-ramdisk"
+    exit_code = EXIT_USAGE
+    cure = "Get or build the image again. What passes a limit is not looked into: extract without --files."
+
+
+class BadImageSignature(VeracruzError):
+    """The signature is not the certificate's over this image's PCR0."""
+
+    slug = "bad-image-signature"
+    cure = "Do not rely on the signature: sign again with the key of the certificate that you name."
+
+
+class SigningRefused(VeracruzError):
+    """An image is not signed with this certificate and key: dates, curve, or they are no pair."""
+
+    slug = "signing-refused"
+    cure = "Name a certificate that is valid now, of a P-256, P-384 or P-521 key, and its own private key."
+
+
+class SignerFailed(VeracruzError):
+    """The command that was to sign ended with an error, too late or with something else than a signature."""
+
+    slug = "signer-failed"
+    exit_code = EXIT_ENVIRONMENT
+    cure = "Run the command by hand on the file of --to-be-signed: it has to print one ECDSA signature and exit with 0."
