@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -13,6 +14,7 @@ from attestation.measurements import HASH_ALGORITHM, dump_measurements
 from .eif import SectionType
 from .eif_inspection import Inspection, Signer
 from .eif_layout import Part
+from .eif_loaders import Verdict
 
 MARGIN = 11  # columns of the labels
 SHOWN_DIGEST = 16  # hex digits of a section's digest; --json has them all
@@ -83,12 +85,16 @@ def _content_rows(inspection: Inspection) -> list[str]:
         if words:
             rows.append(row(label, words + ("  (says the file; nothing measures it)" if label == "name" else "")))
     rows += _signer_rows(inspection.signer)
-    loaders = ", ".join(
-        f"{verdict.loader}: " + {True: "yes", False: f"no ({escape(verdict.why)})", None: "not known"}[verdict.takes]
-        for verdict in inspection.loaders
-    )
-    rows.append(row("loads in", loaders))
+    rows += _loader_rows(inspection.loaders)
     return rows
+
+
+def _loader_rows(loaders: Sequence[Verdict]) -> list[str]:
+    if all(verdict.takes for verdict in loaders):
+        return [row("loads in", ", ".join(verdict.loader for verdict in loaders))]
+    words = {True: "yes", False: "no: ", None: "not known: "}
+    lines = [f"{verdict.loader:<10} {words[verdict.takes]}{escape(verdict.why)}" for verdict in loaders]
+    return [row("" if number else "loads in", line) for number, line in enumerate(lines)]
 
 
 def _wrapped(label: str, text: str, width: int = 100) -> list[str]:

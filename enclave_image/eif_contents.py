@@ -100,9 +100,7 @@ def _check_cmdline(cmdline: bytes | None, size: int) -> Iterator[Finding]:
 
 def _read_metadata(raw: bytes | None, size: int, findings: list[Finding]) -> dict[str, Any] | None:
     if raw is None:
-        findings.append(
-            differs("metadata-malformed", "metadata", expected=f"at most {MAX_METADATA} bytes", actual=size)
-        )
+        findings.append(differs("metadata-endless", "metadata", expected=f"at most {MAX_METADATA} bytes", actual=size))
         return None
     try:
         value = json.loads(raw.decode("utf-8"))

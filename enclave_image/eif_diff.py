@@ -224,17 +224,19 @@ def _with_lines(
 
 
 def _read_texts(source: Source, part: Part, wanted: frozenset[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for entry, data in open_ramdisk(source, part, Budget()):
-        if entry.path in wanted and entry.is_file and 0 < entry.size <= MAX_TEXT:
-            raw = b"".join(data)
-            try:
-                found[entry.path] = raw.decode("utf-8")
-            except UnicodeDecodeError:
-                found.pop(entry.path, None)
-            if b"\0" in raw:
-                found.pop(entry.path, None)
-    return found
+    found: dict[str, bytes] = {}
+    with open_ramdisk(source, part, Budget()) as members:
+        for entry, data in members:
+            if entry.path in wanted and entry.is_file and 0 < entry.size <= MAX_TEXT:
+                found[entry.path] = b"".join(data)
+    return {path: text for path, raw in found.items() if (text := _as_text(raw)) is not None}
+
+
+def _as_text(raw: bytes) -> str | None:
+    try:
+        return None if b"\0" in raw else raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def _lines(old: str | None, new: str | None) -> tuple[str, ...]:

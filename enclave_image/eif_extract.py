@@ -118,9 +118,10 @@ def _write_ramdisk(source: Source, part: Part, folder: Path, budget: Budget, res
         for path, record in sorted(index.items()):
             if stat.S_ISDIR(record.mode):
                 writer.add_folder(path)
-        for entry, data in open_ramdisk(source, part, Budget()):
-            if entry.is_file:
-                writer.add_file(entry, data)
+        with open_ramdisk(source, part, Budget()) as members:
+            for entry, data in members:
+                if entry.is_file:
+                    writer.add_file(entry, data)
     finally:
         os.close(root)
 

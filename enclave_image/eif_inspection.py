@@ -102,7 +102,7 @@ def inspect(source: Source, *, at: datetime, report: Report = lambda done: None)
         judge_qemu(layout, crc=sums.by_table, certificate_readable=readable),
         judge_nitro_cli(
             layout, sequence, crc=sums.by_table if same else _crc_in_sequence(source, layout, sequence),
-            metadata_readable="metadata-malformed" not in slugs,
+            metadata_readable=None if "metadata-endless" in slugs else "metadata-malformed" not in slugs,
             signature=next((slug for slug in _SIGNATURE_FAULTS if slug in slugs), None),
         ),
     )  # fmt: skip
@@ -110,7 +110,13 @@ def inspect(source: Source, *, at: datetime, report: Report = lambda done: None)
     return Inspection(layout, sums.digests, crc, sums.measurements, contents, signer, loaders, tuple(findings))
 
 
-_SIGNATURE_FAULTS = ("signature-malformed", "signature-bad", "certificate-expired", "certificate-early")
+_SIGNATURE_FAULTS = (
+    "signature-endless",
+    "signature-malformed",
+    "signature-bad",
+    "certificate-expired",
+    "certificate-early",
+)
 
 
 def _is_contiguous(layout: Layout) -> bool:

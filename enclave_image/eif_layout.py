@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from attestation.errors import UsageError
-from attestation.files import MAX_STREAM, PIECE, read_limited
+from attestation.files import MAX_STREAM, PIECE
 
 from .eif import MAGIC, MAX_SECTIONS, SectionType
 from .errors import MalformedEif
@@ -81,9 +81,23 @@ def open_source(path: Path) -> Iterator[Source]:
         if stat.S_ISREG(found.st_mode):
             yield FileSource(descriptor, found.st_size)
         else:
-            yield BytesSource(read_limited(path, limit=MAX_STREAM, what="image", hint=HINT))
+            yield BytesSource(_read_stream(descriptor, path))
     finally:
         os.close(descriptor)
+
+
+def _read_stream(descriptor: int, path: Path) -> bytes:
+    """Return what a pipe gives until its end; raise UsageError for a directory, or for more than we hold."""
+    parts, size = [], 0
+    try:
+        while piece := os.read(descriptor, PIECE):
+            parts.append(piece)
+            size += len(piece)
+            if size > MAX_STREAM:
+                raise UsageError(f"the image {path} is no file and too large", expected=f"at most {MAX_STREAM} bytes")
+    except OSError as error:
+        raise UsageError(f"cannot read the image {path}: {error.strerror}") from error
+    return b"".join(parts)
 
 
 def pieces(source: Source, offset: int, size: int) -> Iterator[bytes]:

@@ -107,7 +107,7 @@ def _find_qemus_fault_in(part: Part, seen: Sequence[int]) -> str | None:
 
 
 def judge_nitro_cli(
-    layout: Layout, sequence: InSequence, *, crc: int | None, metadata_readable: bool, signature: str | None
+    layout: Layout, sequence: InSequence, *, crc: int | None, metadata_readable: bool | None, signature: str | None
 ) -> Verdict:
     """Say what nitro-cli does; `crc` is over the sections in sequence, `signature` its fault with the signature."""
     header = layout.header
@@ -115,7 +115,7 @@ def judge_nitro_cli(
     why = sequence.fault
     if why is None and header.version < 2:
         why = f"version {header.version}"
-    if why is None and SectionType.METADATA in kinds and not metadata_readable:
+    if why is None and SectionType.METADATA in kinds and metadata_readable is False:
         why = "it cannot read the metadata"
     if why is None and header.version >= 4 and SectionType.METADATA not in kinds:
         why = "no metadata"
@@ -124,4 +124,6 @@ def judge_nitro_cli(
     if why is None and crc != header.crc:
         why = "CRC mismatch"
     why = why or signature
+    if why is None and metadata_readable is None:
+        return Verdict("nitro-cli", None, "its metadata are too long to be read here")
     return Verdict("nitro-cli", why is None, why or "")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import stat
 from collections.abc import Iterator, Mapping
@@ -50,10 +51,11 @@ _KINDS = {
 Index = Mapping[str, FileRecord]
 
 
-def open_ramdisk(source: Source, part: Part, budget: Budget) -> Iterator[Member]:
-    """Yield the members of one ramdisk section; raise MalformedRamdisk naming it."""
+@contextlib.contextmanager
+def open_ramdisk(source: Source, part: Part, budget: Budget) -> Iterator[Iterator[Member]]:
+    """Give the members of one ramdisk section; let a MalformedRamdisk from reading them or their data name it."""
     try:
-        yield from read_ramdisk(pieces(source, part.start, part.size), budget)
+        yield read_ramdisk(pieces(source, part.start, part.size), budget)
     except MalformedRamdisk as error:
         error.what = f"{part.place}: {error.what}"
         raise
@@ -64,14 +66,15 @@ def index_ramdisk(source: Source, part: Part, budget: Budget) -> Index:
     records: dict[str, FileRecord] = {}
     links: dict[str, tuple[int, int, int, int]] = {}  # path -> the file that it is one of several names of
     shared: dict[tuple[int, int, int, int], FileRecord] = {}
-    for entry, data in open_ramdisk(source, part, budget):
-        record = _read_record(entry, data)
-        records[entry.path] = record
-        links.pop(entry.path, None)
-        if entry.link is not None:
-            links[entry.path] = entry.link
-            if record.size:  # they stand at the last of the names, as a rule
-                shared[entry.link] = record
+    with open_ramdisk(source, part, budget) as members:
+        for entry, data in members:
+            record = _read_record(entry, data)
+            records[entry.path] = record
+            links.pop(entry.path, None)
+            if entry.link is not None:
+                links[entry.path] = entry.link
+                if record.size:  # they stand at the last of the names, as a rule
+                    shared[entry.link] = record
     for path, link in links.items():
         if link in shared:
             records[path] = replace(records[path], size=shared[link].size, sha256=shared[link].sha256)

@@ -51,15 +51,13 @@ def test_describes_an_image_in_words(image: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda raw: raw[:-3], "truncated"),
-        (lambda raw: raw[:562] + b"X" + raw[563:], "CRC-32"),
         (lambda raw: b"\x7fELF" + raw, "no EIF"),
         (lambda raw: b"", "too short"),
         (lambda raw: b"\x1b[31m" * 200, "no EIF"),
     ],
-    ids=["truncated", "corrupt", "another file", "empty", "terminal codes"],
+    ids=["another file", "empty", "terminal codes"],
 )
-def test_a_damaged_image_is_named_with_its_fault(
+def test_what_is_no_image_is_named_with_its_fault(
     image: Path, capsys: pytest.CaptureFixture[str], damage: object, words: str
 ) -> None:
     assert callable(damage)
@@ -71,6 +69,20 @@ def test_a_damaged_image_is_named_with_its_fault(
     assert "hint: " in err
     assert "Traceback" not in err
     assert "\x1b[31m" not in err
+
+
+@pytest.mark.parametrize(
+    ("damage", "slug"),
+    [(lambda raw: raw[:-3], "section-truncated"), (lambda raw: raw[:562] + b"X" + raw[563:], "crc-mismatch")],
+    ids=["truncated", "corrupt"],
+)
+def test_a_damaged_image_is_described_with_its_fault(
+    image: Path, capsys: pytest.CaptureFixture[str], damage: object, slug: str
+) -> None:
+    assert callable(damage)
+    image.write_bytes(damage(IMAGE))
+    assert main(["image", "describe", str(image)]) == 1
+    assert f"\nerror: {slug}: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["absent.eif", "folder", "/dev/zero"])
