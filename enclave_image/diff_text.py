@@ -10,11 +10,12 @@ from typing import Any
 from attestation.errors import escape
 
 from .eif_diff import FileChange, ImageChange, RamdiskChange
-from .eif_extract import escape_path
+from .file_writer import escape_path
 from .ramdisk_files import FileRecord
 
 MARGIN = 12  # columns of the labels
 SHOWN_HASH = 12  # hex digits; --json has them all
+MAX_PATH_COLUMN = 60  # columns; longer paths push what follows
 SHOWN_FILES = 200  # of one ramdisk; --json has them all
 _FIELDS = ("mode", "uid", "gid", "mtime", "size", "sha256", "target", "device")
 
@@ -67,16 +68,27 @@ def _ramdisk_lines(ramdisk: RamdiskChange) -> list[str]:
     head = _row(f"ramdisk {ramdisk.number}", f"{packing}, {sizes} bytes")
     if not ramdisk.files:
         return [head, "  the same files, packed otherwise (order, compression, inode numbers)"]
-    lines = [head]
-    for change in ramdisk.files[:SHOWN_FILES]:
-        lines += _file_lines(change)
+    counts = [
+        f"{count} {word}"
+        for word, count in (
+            ("added", sum(one.old is None for one in ramdisk.files)),
+            ("removed", sum(one.new is None for one in ramdisk.files)),
+            ("changed", sum(one.old is not None and one.new is not None for one in ramdisk.files)),
+        )
+        if count
+    ]
+    lines = [f"{head}: {', '.join(counts)}"]
+    shown = ramdisk.files[:SHOWN_FILES]
+    width = min(MAX_PATH_COLUMN, max(len(escape_path(one.path)) for one in shown))
+    for change in shown:
+        lines += _file_lines(change, width)
     if len(ramdisk.files) > SHOWN_FILES:
         lines.append(f"  ... and {len(ramdisk.files) - SHOWN_FILES} more: --json has them all")
     return lines
 
 
-def _file_lines(change: FileChange) -> list[str]:
-    path = escape_path(change.path)
+def _file_lines(change: FileChange, width: int) -> list[str]:
+    path = f"{escape_path(change.path):<{width}}"
     old, new = change.old, change.new
     if old is None or new is None:
         record = new or old

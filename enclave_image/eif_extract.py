@@ -8,41 +8,25 @@ the new directory: links and devices stand in a listing. The directory appears w
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from attestation.errors import EnvironmentLacks, UsageError
 
 from .cache import demand_space
-from .cpio_reader import Budget, Entry
+from .cpio_reader import Budget
 from .decompression import Packing
 from .eif import MAX_SIGNATURE, SectionType
 from .eif_inspection import Inspection
 from .eif_layout import Part, Source, pieces
 from .errors import MalformedEif
+from .file_writer import Extracted, Writer, escape_path
 from .ramdisk_files import FileRecord, Index, index_ramdisk, open_ramdisk
 from .signature_section import read_signatures
-
-MAX_DEPTH = 64  # directories in one another
-_COLLISIONS = (
-    errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
-    errno.EILSEQ, errno.EPERM, errno.EMLINK,
-)  # fmt: skip
-_REFUSED_PARTS = ("", ".", "..")
-
-
-@dataclass(frozen=True, slots=True)
-class Extracted:
-    """What was written: files by their path below the directory, with their size; and what was not, with the reason."""
-
-    files: dict[str, int]
-    left_out: dict[str, str]
 
 
 def extract(source: Source, found: Inspection, out: Path, *, files: bool) -> Extracted:
@@ -111,10 +95,8 @@ def _write_ramdisk(source: Source, part: Part, folder: Path, budget: Budget, res
     listing = "".join(f"{line}\n" for line in list_files(index)).encode()
     (folder / f"{name}.list").write_bytes(listing)
     result.files[f"{name}.list"] = len(listing)
-    (folder / name).mkdir()
-    root = os.open(folder / name, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        writer = _Writer(root, name, index, result)
+    with _directory(folder / name) as root, _directory(folder / f"{name}.held") as held:
+        writer = Writer(root, held, name=name, index=index, result=result)
         for path, record in sorted(index.items()):
             if stat.S_ISDIR(record.mode):
                 writer.add_folder(path)
@@ -122,8 +104,18 @@ def _write_ramdisk(source: Source, part: Part, folder: Path, budget: Budget, res
             for entry, data in members:
                 if entry.is_file:
                     writer.add_file(entry, data)
+        writer.finish()
+    (folder / f"{name}.held").rmdir()
+
+
+@contextlib.contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    path.mkdir()
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
     finally:
-        os.close(root)
+        os.close(descriptor)
 
 
 def list_files(index: Index) -> Iterator[str]:
@@ -142,101 +134,3 @@ def _tail(record: FileRecord) -> str:
     if record.target:
         return f" -> {escape_path(record.target)}"
     return f" (device {record.device[0]}:{record.device[1]})" if record.device != (0, 0) else ""
-
-
-def escape_path(path: str) -> str:
-    """Return a path safe for a terminal, whole."""
-    return path.encode("unicode_escape", "surrogatepass").decode("ascii") or "/"
-
-
-class _Writer:
-    """Write below one directory, step by step by descriptors that follow no link."""
-
-    def __init__(self, root: int, name: str, index: Index, result: Extracted) -> None:
-        self._root = root
-        self._name = name
-        self._index = index
-        self._result = result
-        self._first: dict[tuple[int, int, int, int], str] = {}  # a file of several names -> the one that is written
-        self._linked: dict[str, tuple[int, int, int, int]] = {}  # the reverse
-
-    def _refuse(self, path: str, why: str) -> None:
-        self._result.left_out[f"{self._name}/{escape_path(path)}"] = why
-
-    def _open_folder(self, steps: list[str]) -> int:
-        """Return a descriptor of a directory, made if it is not there; raise OSError."""
-        descriptor = os.dup(self._root)
-        try:
-            for step in steps:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(step, 0o755, dir_fd=descriptor)
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-                below = os.open(step, flags, dir_fd=descriptor)
-                os.close(descriptor)
-                descriptor = below
-        except OSError:
-            os.close(descriptor)
-            raise
-        return descriptor
-
-    def _steps(self, path: str) -> list[str] | None:
-        steps = path.split("/")
-        if any(step in _REFUSED_PARTS or "\0" in step for step in steps) or len(steps) > MAX_DEPTH:
-            self._refuse(path, "a path that leads out, or too deep")
-            return None
-        return steps
-
-    def add_folder(self, path: str) -> None:
-        """Make a directory."""
-        steps = self._steps(path) if path else None
-        if steps is None:
-            return
-        try:
-            os.close(self._open_folder(steps))
-        except OSError as error:
-            self._refuse_or_raise(path, error)
-
-    def add_file(self, entry: Entry, data: Iterator[bytes]) -> None:
-        """Write a file; the last entry of a path counts, as for the kernel."""
-        record = self._index[entry.path]
-        steps = self._steps(entry.path)
-        if steps is None or not record.is_file:
-            return
-        try:
-            folder = self._open_folder(steps[:-1])
-            try:
-                self._write(folder, steps[-1], entry, data)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            self._refuse_or_raise(entry.path, error)
-            return
-        self._result.files[f"{self._name}/{escape_path(entry.path)}"] = record.size
-
-    def _write(self, folder: int, name: str, entry: Entry, data: Iterator[bytes]) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=folder)
-        replaced = self._linked.pop(entry.path, None)
-        if replaced is not None:
-            del self._first[replaced]
-        first = self._first.get(entry.link) if entry.link else None
-        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        if first is not None:  # all names of a file are one file here too: copies could be many times the image
-            os.link(first, name, src_dir_fd=self._root, dst_dir_fd=folder, follow_symlinks=False)
-            if not entry.size:
-                return
-            flags |= os.O_TRUNC
-        else:
-            flags |= os.O_CREAT | os.O_EXCL
-            if entry.link:
-                self._first[entry.link] = entry.path
-                self._linked[entry.path] = entry.link
-        mode = 0o755 if entry.mode & 0o111 else 0o644
-        with os.fdopen(os.open(name, flags, mode, dir_fd=folder), "wb") as file:
-            for piece in data:
-                file.write(piece)
-
-    def _refuse_or_raise(self, path: str, error: OSError) -> None:
-        if error.errno not in _COLLISIONS:
-            raise error
-        self._refuse(path, f"another entry, or this system, is in its way: {error.strerror}")

@@ -126,9 +126,13 @@ CURVES: dict[str, ec.EllipticCurve] = {
 
 
 @cache
+def _key(curve: str) -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(CURVES[curve])
+
+
 def signing_key(curve: str = "secp384r1") -> ec.EllipticCurvePrivateKey:
     """Return a key that stays the same for a run."""
-    return ec.generate_private_key(CURVES[curve])
+    return _key(curve)
 
 
 def key_pem(curve: str = "secp384r1") -> bytes:
