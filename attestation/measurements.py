@@ -77,26 +77,36 @@ class Measurer:
 
     def __init__(self) -> None:
         self._image = hashlib.sha384()
-        self._boot = hashlib.sha384()
+        self._boot: Any = None  # the same as the image until a second ramdisk comes: so long, one hash does for both
         self._application = hashlib.sha384()
 
     def kernel(self, chunk: Buffer) -> None:
         """Add bytes of the kernel."""
-        self._image.update(chunk)
-        self._boot.update(chunk)
+        self._add_boot(chunk)
 
     def cmdline(self, chunk: Buffer) -> None:
         """Add bytes of the command line."""
-        self.kernel(chunk)  # one concatenation: the format keeps no boundary
+        self._add_boot(chunk)
 
     def ramdisk(self, index: int, chunk: Buffer) -> None:
         """Add bytes of the ramdisk of this index, the first being 0."""
+        if not index:
+            self._add_boot(chunk)
+            return
+        if self._boot is None:
+            self._boot = self._image.copy()
         self._image.update(chunk)
-        (self._application if index else self._boot).update(chunk)
+        self._application.update(chunk)
+
+    def _add_boot(self, chunk: Buffer) -> None:
+        self._image.update(chunk)
+        if self._boot is not None:
+            self._boot.update(chunk)
 
     def measurements(self) -> Measurements:
         """Return the registers for what was added so far."""
-        return Measurements(_finish(self._image), _finish(self._boot), _finish(self._application))
+        boot = self._image if self._boot is None else self._boot
+        return Measurements(_finish(self._image), _finish(boot), _finish(self._application))
 
 
 def _finish(content: Any) -> bytes:

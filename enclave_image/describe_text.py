@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from .eif_loaders import Verdict
 
 MARGIN = 11  # columns of the labels
 SHOWN_DIGEST = 16  # hex digits of a section's digest; --json has them all
+SHOWN_FINDINGS = 3  # of one slug
 _METADATA_ROWS = (("name", ("ImageName", "ImageVersion")), ("built", ("BuildTime",)), ("system", ("OperatingSystem",)))
 
 
@@ -125,7 +127,15 @@ def _signer_rows(signer: Signer | None) -> list[str]:
 
 
 def _finding_rows(inspection: Inspection) -> list[str]:
-    return [f"{finding.weight}: {finding.slug}: {finding.text}" for finding in inspection.findings]
+    rows, counts = [], Counter[str]()
+    for finding in inspection.findings:
+        counts[finding.slug] += 1
+        if counts[finding.slug] <= SHOWN_FINDINGS:
+            rows.append(f"{finding.weight}: {finding.slug}: {finding.text}")
+    for slug, count in counts.items():
+        if count > SHOWN_FINDINGS:
+            rows.append(f"and {count - SHOWN_FINDINGS} more of {slug}: --json has them all")
+    return rows
 
 
 def data_of(name: str, inspection: Inspection) -> dict[str, Any]:

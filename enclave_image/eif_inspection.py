@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -134,17 +135,19 @@ def _sum_up(source: Source, layout: Layout, report: Report) -> _Sums:
         return _Sums((), None, None)
     measurer, crc, done, ramdisks = Measurer(), zlib.crc32(layout.header.raw[:-4]), 0, 0
     digests = []
-    for part in layout.parts:
-        crc = zlib.crc32(source.read(part.offset, SECTION.size), crc)
-        digest = hashlib.sha384()
-        for piece in pieces(source, part.start, part.size):
-            digest.update(piece)
-            crc = zlib.crc32(piece, crc)
-            _measure(measurer, part, piece, ramdisks)
-            done += len(piece)
-            report(done)
-        ramdisks += part.type == SectionType.RAMDISK
-        digests.append(digest.hexdigest())
+    with ThreadPoolExecutor(1) as second:  # a section's own hash on another core
+        for part in layout.parts:
+            crc = zlib.crc32(source.read(part.offset, SECTION.size), crc)
+            digest = hashlib.sha384()
+            for piece in pieces(source, part.start, part.size):
+                own = second.submit(digest.update, piece)
+                _measure(measurer, part, piece, ramdisks)
+                crc = zlib.crc32(piece, crc)
+                own.result()
+                done += len(piece)
+                report(done)
+            ramdisks += part.type == SectionType.RAMDISK
+            digests.append(digest.hexdigest())
     whole = all(part.whole for part in layout.parts)
     return _Sums(tuple(digests), measurer.measurements() if whole else None, crc if whole else None)
 

@@ -123,3 +123,10 @@ def test_refuses(encoded: str, message: str) -> None:
 def test_refuses_a_broken_open_map(encoded: str, message: str) -> None:
     with pytest.raises(MalformedEvidence, match=message):
         cbor.decode(bytes.fromhex(encoded), what="test", open_map=True)
+
+
+def test_a_caller_sets_how_many_entries_there_may_be() -> None:
+    raw = cbor2.dumps([0] * 100)
+    assert cbor.decode(raw, what="list", max_items=100) == (0,) * 100
+    with pytest.raises(MalformedEvidence, match="too many entries"):
+        cbor.decode(raw, what="list", max_items=99)

@@ -159,6 +159,15 @@ def test_a_large_file_is_read_in_little_memory(tmp_path: Path) -> None:
     assert "crc-mismatch" in {finding.slug for finding in found.findings}
 
 
+def test_many_findings_of_one_kind_are_counted(tmp_path: Path, capsys: Capture) -> None:
+    code, out = described(tmp_path, SPECIMENS["33 sections"].make(), capsys)
+    assert code == 1
+    assert out.count("error: section-type: ") == 3
+    assert "\nand 24 more of section-type: --json has them all\n" in out
+    _, out = described(tmp_path, SPECIMENS["33 sections"].make(), capsys, "--json")
+    assert [one["slug"] for one in json.loads(out)["findings"]].count("section-type") == 27
+
+
 def test_what_overlaps_is_not_hashed_and_says_so(tmp_path: Path, capsys: Capture) -> None:
     raw = bytearray(GOOD)
     for index in range(1, 5):

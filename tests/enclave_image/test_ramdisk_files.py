@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import lzma
 import random
+import sys
 import tracemalloc
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestation.errors import EnvironmentLacks
 from enclave_image.cpio_reader import Budget, read_ramdisk
 from enclave_image.decompression import Feed, Packing, find_packing
 from enclave_image.eif import SectionType
@@ -212,3 +214,13 @@ def test_a_feed_gives_the_same_bytes_in_any_portions(data: bytes, portions: list
 def test_what_is_not_asked_for_is_skipped() -> None:
     entries = [entry.name for entry, _ in read_ramdisk(iter([write_cpio(TREE)]), Budget())]
     assert entries == ["etc", "etc/a", "init", "lib"]
+
+
+def test_without_a_module_for_zstd_the_error_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("compression", "backports.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delattr("backports.zstd")
+    with pytest.raises(EnvironmentLacks, match="no module for zstd") as caught:
+        read(zstd.compress(write_cpio(TREE)))
+    assert "pip install" in (caught.value.hint or "")
+    assert read(gzip.compress(write_cpio(TREE)))
