@@ -8,6 +8,7 @@ metadata are those of aws-nitro-enclaves-image-format src/defs/mod.rs (EifIdenti
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .eif_layout import Layout, Source, read_part
 
 KERNEL_COMMAND_LINE = 2048  # bytes; COMMAND_LINE_SIZE of x86 and arm64, its NUL included
 MAX_METADATA = 256 * 1024  # bytes; nitro-cli's: 4,096 of the user's own, and what `docker inspect` prints
+MAX_DEPTH = 64  # containers in one another; what `docker inspect` prints has 6
 KERNEL_HEAD = 1024  # bytes of a kernel that are looked at first
 MAX_KERNEL_VERSION = 128  # bytes
 
@@ -103,9 +105,11 @@ def _read_metadata(raw: bytes | None, size: int, findings: list[Finding]) -> dic
         findings.append(differs("metadata-endless", "metadata", expected=f"at most {MAX_METADATA} bytes", actual=size))
         return None
     try:
-        value = json.loads(raw.decode("utf-8"))
+        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_number, parse_float=_finite)
         if not isinstance(value, dict):
             raise ValueError("not an object")
+        if _is_deep(value):
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
     except (ValueError, RecursionError) as error:
         findings.append(Finding("metadata-malformed", f"metadata: no JSON object: {escape(error)}"))
         return None
@@ -116,3 +120,24 @@ def _read_metadata(raw: bytes | None, size: int, findings: list[Finding]) -> dic
     if missing:
         findings.append(Finding("metadata-malformed", f"metadata: missing, or of another type: {', '.join(missing)}"))
     return value
+
+
+def _refuse_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text[:20])
+
+
+def _is_deep(value: object) -> bool:
+    """Return whether a decoded value is nested too deep to be printed again."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+        ]
+    return bool(level)

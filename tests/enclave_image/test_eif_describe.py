@@ -20,6 +20,7 @@ from .eif_specimens import (
     AT,
     CMDLINE,
     GOOD,
+    IDENTITY,
     KERNEL,
     METADATA,
     SECTIONS,
@@ -118,6 +119,20 @@ def test_nothing_hostile_reaches_the_terminal(tmp_path: Path, capsys: Capture) -
             _, out = described(tmp_path, raw, capsys, *words)
             assert all(character.isprintable() or character == "\n" for character in out)
             assert out.isascii()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["[" * 500 + "]" * 500, '{"a":' * 900 + "1" + "}" * 900, "NaN", "1e999", "1" * 5000, '"\\ud800"'],
+    ids=["arrays", "objects", "NaN", "infinite", "long", "surrogate"],
+)
+def test_metadata_that_json_can_hardly_hold_end_in_words(tmp_path: Path, capsys: Capture, value: str) -> None:
+    raw = replaced(METADATA, (json.dumps(IDENTITY)[:-1] + f', "x": {value}}}').encode())
+    for words in ([], ["--json"]):
+        code, out = described(tmp_path, raw, capsys, *words)
+        assert code == 0
+        assert ("metadata-malformed" in out) is ("ud800" not in value)
+    json.loads(out, parse_constant=pytest.fail)
 
 
 @pytest.mark.parametrize("form", SPECIMENS)
