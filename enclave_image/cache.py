@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import cache_dir
-from .errors import BuildFailed, NoSpace
+from .errors import BuildFailed, CacheInUse, NoSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,20 @@ class Cache:
     def __init__(self, base: Path | None = None) -> None:
         self.base = (base or cache_dir()) / "built"
 
+    @staticmethod
+    def entry_name(key: str) -> str:
+        """Return the name of the directory that holds the entry of a key."""
+        return key[:32]
+
     def find(self, kind: str, key: str) -> Path | None:
         """Return an entry, None if there is none."""
-        path = self.base / kind / key[:32]
+        path = self.base / kind / self.entry_name(key)
         return path if path.is_dir() else None
+
+    def has(self, kind: str) -> bool:
+        """Return whether there is any entry of a kind."""
+        directory = self.base / kind
+        return directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir())
 
     def log(self, kind: str, key: str) -> Path:
         """Return an empty file for the log of a build; it outlives a build that fails."""
@@ -97,11 +107,37 @@ def lock_file(path: Path) -> Iterator[None]:
         yield
 
 
+USE = ".use.lock"  # held shared by whoever reads or fills the cache, alone by `cache prune`
+
+
+@contextlib.contextmanager
+def using_cache() -> Iterator[None]:
+    """Keep `cache prune` away while something of the cache is in use."""
+    base = cache_dir()
+    base.mkdir(parents=True, exist_ok=True)
+    with (base / USE).open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def own_cache() -> Iterator[None]:
+    """Have the cache alone; raise CacheInUse at once while a build is under way."""
+    base = cache_dir()
+    base.mkdir(parents=True, exist_ok=True)
+    with (base / USE).open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CacheInUse(f"a build is using {base}", hint="run this again when it has ended") from error
+        yield
+
+
 def demand_space(where: Path, needed: int) -> None:
     """Raise NoSpace unless `needed` bytes are free on the file system of the directory `where`."""
     free = shutil.disk_usage(where).free
     if free < needed:
         raise NoSpace(
             f"too little room in {where}", expected=f"{needed / 1e6:.0f} MB free", actual=f"{free / 1e6:.0f} MB",
-            hint="free some, or name another place: --out FILE, or XDG_CACHE_HOME for the cache",
+            hint="free some, or name another place: --out FILE, TMPDIR, or XDG_CACHE_HOME for the cache",
         )  # fmt: skip

@@ -37,6 +37,7 @@ class ImageConfig:
     wheels: tuple[str, ...]  # name==version
     debian_mirrors: tuple[str, ...]
     security_mirrors: tuple[str, ...]
+    snapshot: str  # the address of a snapshot service, or nothing
     fragment: bytes  # the kernel's configuration
     directory: Path
 
@@ -68,6 +69,13 @@ def load_config(directory: Path = DEFAULT_DIR) -> ImageConfig:
     mirrors = table.pop("mirrors", {})
     if not isinstance(mirrors, dict):
         raise MalformedConfig(f"{path}: mirrors", expected="a table", actual=mirrors)
+    if not mirrors.keys() <= {"debian", "debian-security", "snapshot"}:
+        raise MalformedConfig(
+            f"{path}: mirrors", expected="debian, debian-security, snapshot", actual=", ".join(sorted(mirrors))
+        )
+    snapshot = mirrors.get("snapshot", "")
+    if not isinstance(snapshot, str):
+        raise MalformedConfig(f"{path}: mirrors.snapshot", expected="an address", actual=snapshot)
     try:
         texts = {name: table.pop(name) for name in _STRINGS}
         lists = {name: _strings(table.pop(name), name) for name in _LISTS}
@@ -89,6 +97,7 @@ def load_config(directory: Path = DEFAULT_DIR) -> ImageConfig:
         zstd_level=level, source_date_epoch=epoch, fragment=files["kernel.fragment"], directory=directory,
         debian_mirrors=_strings(mirrors.get("debian", []), "mirrors.debian"),
         security_mirrors=_strings(mirrors.get("debian-security", []), "mirrors.debian-security"),
+        snapshot=snapshot,
     )  # fmt: skip
 
 
@@ -124,6 +133,14 @@ def find_mirrors(config: ImageConfig) -> dict[Archive, tuple[str, ...]]:
         Archive.SECURITY: [os.environ.get("VERACRUZ_SECURITY_MIRROR", ""), *config.security_mirrors, *security],
     }
     return {archive: tuple(dict.fromkeys(uri.rstrip("/") for uri in uris if uri)) for archive, uris in named.items()}
+
+
+def find_snapshot(config: ImageConfig, named: str | None = None) -> str:
+    """Return the snapshot service's address, without a slash at its end: the option's, the environment's, the file's.
+
+    Empty where none is named: no address is built in.
+    """
+    return (named or os.environ.get("VERACRUZ_SNAPSHOT", "") or config.snapshot).rstrip("/")
 
 
 def demand_mirror(mirrors: dict[Archive, tuple[str, ...]], archive: Archive) -> tuple[str, ...]:

@@ -111,3 +111,19 @@ def parse_packages(index: str) -> Iterator[PoolFile]:
             yield PoolFile(
                 fields["Package"], fields["Version"], fields["Filename"], int(fields["Size"]), fields["SHA256"]
             )
+
+
+def version_key(version: str) -> tuple[int, list[tuple[str, int]], list[tuple[str, int]]]:
+    """Return a sort key that orders as dpkg does (Debian policy 5.6.12): epoch, upstream's version, revision."""
+    epoch, _, rest = version.rpartition(":")
+    upstream, _, revision = rest.rpartition("-") if "-" in rest else (rest, "", "")
+    return int(epoch or 0), _order(upstream), _order(revision)
+
+
+def _order(text: str) -> list[tuple[str, int]]:
+    """Alternate words and numbers; in a word '~' sorts before its end, letters before the rest."""
+    parts = []
+    for word, number in re.findall(r"(\D*)(\d*)", text):
+        key = "".join("\x01" if c == "~" else c if c.isalpha() else chr(ord(c) + 256) for c in word) + "\x02"
+        parts.append((key, int(number or 0)))
+    return parts

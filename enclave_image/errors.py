@@ -36,6 +36,22 @@ class InputMismatch(VeracruzError):
     cure = "Do not build: the mirror serves other bytes than were locked. Try another mirror; else lock anew."
 
 
+class ToolMismatch(VeracruzError):
+    """The lock names another version of veracruz than the one that runs."""
+
+    slug = "tool-mismatch"
+    exit_code = EXIT_ENVIRONMENT
+    cure = "Check out the version that the lock names, or make the lock this version's: veracruz image lock --write."
+
+
+class CacheInUse(VeracruzError):
+    """A build is using the cache, so nothing is removed from it."""
+
+    slug = "cache-in-use"
+    exit_code = EXIT_ENVIRONMENT
+    cure = "Wait for the build that the message tells of, and run this again."
+
+
 class NoSandbox(VeracruzError):
     """This machine allows neither a user namespace nor, to root, a chroot."""
 

@@ -3,29 +3,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import NoReturn
 
 from attestation.console import Progress, say
-from attestation.files import NO_ROOM
 
+from .cache import lock_file
 from .config import cache_dir, demand_mirror
-from .errors import InputMismatch, InputUnavailable, NoSpace
+from .download import AddressFailed, Patience, Turn, bring
+from .errors import InputMismatch, InputUnavailable
 from .lock import Archive, LockedInput, LockedPackage, LockedWheel
 
-TIMEOUT = 60.0  # seconds without a byte
 PARALLEL = 4  # connections
-CHUNK = 1 << 18  # bytes
-ATTEMPTS = 3  # a mirror; each goes on where the one before it broke off
+MIRROR_PATIENCE = Patience()
+PIP_LIMIT = 1800  # seconds
 PYTHON_VERSION = "3.13"  # of the image
 WHEEL_PLATFORMS = (
     "manylinux_2_34_x86_64",
@@ -47,43 +47,42 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A service that keeps every file that Debian ever had: asked last, one request at a time, and not often."""
+
+    base: str  # its address, without a slash at the end
+    patience: Patience = Patience(attempts=6, pause=2.0)  # noqa: RUF009 -- frozen
+    turn: Turn = field(default_factory=lambda: Turn(1.0))
+
+    @classmethod
+    def named(cls, base: str) -> Snapshot | None:
+        """Return the service at an address, None for an empty one."""
+        return cls(base) if base else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    url: str
+    patience: Patience
+    turn: Turn | None
+
+
 class _Counter:
-    """Bytes brought by all workers together, for the progress line."""
+    """Bytes that all workers together have, for the progress line."""
 
     def __init__(self, total: int) -> None:
         self._lock = threading.Lock()
-        self._done = 0
+        self._have: dict[str, int] = {}
         self._progress = Progress("download", total=total)
 
-    def add(self, count: int) -> None:
+    def told(self, name: str, have: int) -> None:
         with self._lock:
-            self._done += count
-            self._progress.update(self._done)
+            self._have[name] = have
+            self._progress.update(sum(self._have.values()))
 
     def close(self) -> None:
         self._progress.close()
-
-
-def _download(url: str, part: Path, *, size: int, counter: _Counter) -> None:
-    """Append what is missing of `url` to `part`; never more than `size` bytes."""
-    have = part.stat().st_size if part.exists() else 0
-    if have >= size:
-        part.unlink()
-        have = 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        if have and answer.status != 206:
-            have = 0
-        with part.open("r+b" if have else "wb") as out:
-            out.seek(have)
-            while chunk := answer.read(CHUNK):
-                have += len(chunk)
-                if have > size:
-                    raise InputMismatch(f"{url} is longer than the lock says", expected=f"{size} bytes")
-                out.write(chunk)
-                counter.add(len(chunk))
-            out.flush()
-            os.fsync(out.fileno())
 
 
 def _finish(part: Path, entry: LockedInput, origin: str) -> None:
@@ -97,37 +96,65 @@ def _finish(part: Path, entry: LockedInput, origin: str) -> None:
     part.rename(input_path(entry))
 
 
-def _fetch_package(entry: LockedPackage, mirrors: Sequence[str], counter: _Counter) -> None:
+def _addresses(entry: LockedPackage, mirrors: Sequence[str], snapshot: Snapshot | None) -> Iterator[_Address]:
+    for mirror in mirrors:
+        yield _Address(f"{mirror}/{entry.path}", MIRROR_PATIENCE, None)
+    if snapshot is not None and entry.sha1:  # it keeps every file that Debian ever had, by SHA-1
+        yield _Address(f"{snapshot.base}/file/{entry.sha1}", snapshot.patience, snapshot.turn)
+
+
+def _fetch_package(entry: LockedPackage, mirrors: Sequence[str], snapshot: Snapshot | None, counter: _Counter) -> None:
+    """Bring one package; a part that an earlier run left is gone on with. Raises naming every address tried."""
     part = _part(entry)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    faults = []
-    try:
-        for mirror in mirrors:
-            url = f"{mirror}/{entry.path}"
-            for _ in range(ATTEMPTS):
+    faults: list[str] = []
+    mismatch: InputMismatch | None = None
+    with lock_file(part.with_name(".lock")):  # another build that needs the same file waits for ours
+        if _is_cached(entry):
+            return
+        for address in _addresses(entry, mirrors, snapshot):
+            for resumed in (part.exists(), False):
                 try:
-                    _download(url, part, size=entry.size, counter=counter)
-                    _finish(part, entry, url)
+                    with address.turn.taken() if address.turn else contextlib.nullcontext():
+                        bring(
+                            address.url, part, size=entry.size, patience=address.patience,
+                            told=lambda have: counter.told(entry.name, have),
+                        )  # fmt: skip
+                    _finish(part, entry, address.url)
                     return
-                except urllib.error.HTTPError as error:
-                    faults.append(f"{url}: {error.code}")
-                    break
-                except (OSError, InputUnavailable) as error:  # cut connections; go on where it broke off
-                    if isinstance(error, OSError) and error.errno in NO_ROOM:
-                        raise NoSpace(
-                            f"cannot write {part}: {error.strerror}", hint="free some, or set XDG_CACHE_HOME"
-                        ) from error
-                    faults.append(f"{url}: {error}")
-    finally:
-        part.unlink(missing_ok=True)
+                except InputMismatch as error:
+                    part.unlink(missing_ok=True)
+                    if resumed:  # its beginning came from elsewhere: once more, from the start
+                        continue
+                    mismatch = error
+                    faults.append(str(error))
+                except AddressFailed as error:
+                    faults.append(f"{address.url}: {error}")
+                break
+    _raise_faults(entry, faults, mismatch, snapshot)
+
+
+def _raise_faults(
+    entry: LockedPackage, faults: Sequence[str], mismatch: InputMismatch | None, snapshot: Snapshot | None
+) -> NoReturn:
+    if mismatch is not None:
+        if len(faults) > 1:
+            mismatch.what += " (tried " + "; ".join(faults) + ")"
+        mismatch.hint = "a mirror serves other bytes than the lock names: a broken proxy, or somebody on the way"
+        raise mismatch
     raise InputUnavailable(
         f"cannot bring {entry.name} {entry.version}; tried " + "; ".join(faults),
-        hint="the mirror may have moved on: `veracruz image lock` takes today's versions (other PCRs)",
+        hint="the mirror may have moved on: `veracruz image lock` takes today's versions (other PCRs)"
+        if snapshot is not None
+        else "the mirror may have moved on: name a snapshot service, which keeps old versions: "
+        "VERACRUZ_SNAPSHOT=URL, --snapshot URL, or mirrors.snapshot in image.toml",
     )
 
 
 def _fetch_packages(
-    packages: Sequence[LockedPackage], mirrors: Mapping[Archive, Sequence[str]], counter: _Counter
+    packages: Sequence[LockedPackage],
+    mirrors: Mapping[Archive, Sequence[str]],
+    snapshot: Snapshot | None,
+    counter: _Counter,
 ) -> None:
     """Fetch all, some at a time. The threads are daemons: Ctrl-C does not wait for a mirror that says nothing."""
     waiting: SimpleQueue[LockedPackage] = SimpleQueue()
@@ -140,7 +167,7 @@ def _fetch_packages(
             except Empty:
                 return
             try:
-                _fetch_package(entry, mirrors[entry.archive], counter)
+                _fetch_package(entry, mirrors[entry.archive], snapshot, counter)
                 ended.put(None)
             except BaseException as error:
                 ended.put(error)
@@ -149,19 +176,14 @@ def _fetch_packages(
         waiting.put(entry)
     for _ in range(min(PARALLEL, len(packages))):
         threading.Thread(target=work, daemon=True).start()
-    try:
-        for _ in packages:
-            if (error := ended.get()) is not None:
-                raise error
-    except BaseException:
-        for entry in packages:
-            _part(entry).unlink(missing_ok=True)
-        raise
+    for _ in packages:
+        if (error := ended.get()) is not None:
+            raise error
 
 
 def _part(entry: LockedInput) -> Path:
     target = input_path(entry)
-    return target.with_name(f"{target.name}.{os.getpid()}.part")
+    return target.with_name(f"{target.name}.part")
 
 
 def pip_download(target: Path, *words: str) -> None:
@@ -171,7 +193,12 @@ def pip_download(target: Path, *words: str) -> None:
         "--only-binary", ":all:", "--implementation", "cp", "--python-version", PYTHON_VERSION,
         *(word for platform in WHEEL_PLATFORMS for word in ("--platform", platform)), "--dest", str(target), *words,
     ]  # fmt: skip
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=PIP_LIMIT
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputUnavailable("pip could not bring the wheels in time", expected=f"{PIP_LIMIT} s") from error
     if done.returncode != 0:
         raise InputUnavailable("pip could not bring the wheels", actual=" ".join(done.stderr.split())[-400:])
 
@@ -193,13 +220,17 @@ def _fetch_wheels(wheels: Sequence[LockedWheel]) -> None:
 
 
 def fetch_inputs(
-    entries: Sequence[LockedInput], mirrors: Mapping[Archive, tuple[str, ...]], *, offline: bool = False
+    entries: Sequence[LockedInput],
+    mirrors: Mapping[Archive, tuple[str, ...]],
+    *,
+    snapshot: Snapshot | None = None,
+    offline: bool = False,
 ) -> dict[str, Path]:
     """Return each input's path by name, bringing what the cache lacks; every one is checked by hash on arrival.
 
     Raises InputUnavailable or InputMismatch naming the input and the mirrors tried.
     """
-    missing = [entry for entry in entries if not _is_cached(entry)]
+    missing = find_missing(entries)
     if missing and offline:
         raise InputUnavailable(
             f"{len(missing)} inputs are not in the cache: {', '.join(entry.name for entry in missing)}",
@@ -212,13 +243,22 @@ def fetch_inputs(
         say(f"fetching {len(missing)} locked inputs, {total / 1e6:.0f} MB")
     if packages:
         counter = _Counter(sum(entry.size for entry in packages))
+        asked = {
+            archive: mirrors[archive] if snapshot else demand_mirror(dict(mirrors), archive)
+            for archive in {entry.archive for entry in packages}
+        }
         try:
-            _fetch_packages(packages, {e.archive: demand_mirror(dict(mirrors), e.archive) for e in packages}, counter)
+            _fetch_packages(packages, asked, snapshot, counter)
         finally:
             counter.close()
     if wheels:
         _fetch_wheels(wheels)
     return {entry.name: input_path(entry) for entry in entries}
+
+
+def find_missing(entries: Sequence[LockedInput]) -> list[LockedInput]:
+    """Return the inputs that the cache lacks."""
+    return [entry for entry in entries if not _is_cached(entry)]
 
 
 def _is_cached(entry: LockedInput) -> bool:

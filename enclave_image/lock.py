@@ -7,16 +7,20 @@ import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from attestation.files import naming, read_limited
 
-from .errors import MalformedConfig
+from .errors import MalformedConfig, ToolMismatch
 
-SCHEMA = "veracruz.lock/1"
+SCHEMA = "veracruz.lock/2"
 MAX_LOCK = 1024 * 1024  # bytes
+ARCHITECTURES = ("x86_64",)
+DATE = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class Role(StrEnum):
@@ -44,7 +48,8 @@ class LockedPackage:
     archive: Archive
     path: str  # below the archive's root
     size: int  # bytes
-    sha256: str  # hex
+    sha256: str  # hex; the check
+    sha1: str = ""  # hex; only the name under which a snapshot service keeps it. Empty while its lock is being made
 
     @property
     def filename(self) -> str:
@@ -67,11 +72,23 @@ LockedInput = LockedPackage | LockedWheel
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    """A signed index from which versions were taken: an older one is refused when they are resolved anew."""
+
+    suite: str
+    date: datetime  # UTC
+    sha256: str  # hex, of the InRelease
+
+
+@dataclass(frozen=True, slots=True)
 class Lock:
     """All inputs of an image."""
 
     packages: tuple[LockedPackage, ...]
     wheels: tuple[LockedWheel, ...]
+    releases: tuple[Release, ...] = ()
+    tool: str = ""  # the version of veracruz that makes the image's bytes of them
+    architecture: str = ARCHITECTURES[0]
 
     @property
     def inputs(self) -> tuple[LockedInput, ...]:
@@ -83,10 +100,31 @@ class Lock:
         return tuple(package for package in self.packages if role in package.roles)
 
 
-def _hex(value: Any, place: str) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise MalformedConfig(place, expected="64 hex digits", actual=value)
+def own_version() -> str:
+    """Return the version of veracruz that is running."""
+    return metadata.version("veracruz")
+
+
+def demand_tool(lock: Lock) -> None:
+    """Raise ToolMismatch unless the running veracruz is the one that the lock names: another may give other bytes."""
+    if lock.tool != own_version():
+        raise ToolMismatch(
+            "the lock is for another version of veracruz", expected=lock.tool, actual=own_version(),
+            hint="check out that version; or `veracruz image lock --write` makes the lock this version's (other PCRs)",
+        )  # fmt: skip
+
+
+def _hex(value: Any, place: str, *, digits: int = 64) -> str:
+    if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
+        raise MalformedConfig(place, expected=f"{digits} hex digits", actual=value)
     return value
+
+
+def _date(value: Any, place: str) -> datetime:
+    try:
+        return datetime.strptime(value, DATE).replace(tzinfo=UTC)
+    except (ValueError, TypeError) as error:
+        raise MalformedConfig(place, expected="a time such as 2026-01-31T12:00:00Z", actual=value) from error
 
 
 def _size(value: Any, place: str) -> int:
@@ -122,8 +160,17 @@ def parse_lock(raw: bytes) -> Lock:
         raise MalformedConfig("no TOML", actual=error) from error
     if table.pop("schema", None) != SCHEMA:
         raise MalformedConfig("schema", expected=SCHEMA)
-    packages, wheels = [], []
-    for place, row in _rows(table, "package", {"name", "version", "roles", "archive", "path", "size", "sha256"}):
+    tool = _text(table.pop("tool", None), "tool")
+    architecture = table.pop("architecture", None)
+    if architecture not in ARCHITECTURES:
+        raise MalformedConfig("architecture", expected=" or ".join(ARCHITECTURES), actual=architecture)
+    releases, packages, wheels = [], [], []
+    for place, row in _rows(table, "release", {"suite", "date", "sha256"}):
+        suite, date = _text(row["suite"], f"{place}.suite"), _date(row["date"], f"{place}.date")
+        releases.append(Release(suite, date, _hex(row["sha256"], f"{place}.sha256")))
+    for place, row in _rows(
+        table, "package", {"name", "version", "roles", "archive", "path", "size", "sha256", "sha1"}
+    ):
         try:
             roles = frozenset(Role(role) for role in row["roles"])
             archive = Archive(row["archive"])
@@ -131,7 +178,8 @@ def parse_lock(raw: bytes) -> Lock:
             raise MalformedConfig(place, actual=error) from error
         name, version, path = (_text(row[key], f"{place}.{key}") for key in ("name", "version", "path"))
         size, sha256 = _size(row["size"], f"{place}.size"), _hex(row["sha256"], f"{place}.sha256")
-        packages.append(LockedPackage(name, version, roles, archive, path, size, sha256))
+        sha1 = _hex(row["sha1"], f"{place}.sha1", digits=40)
+        packages.append(LockedPackage(name, version, roles, archive, path, size, sha256, sha1))
     for place, row in _rows(table, "wheel", {"name", "version", "filename", "size", "sha256"}):
         name, version, filename = (_text(row[key], f"{place}.{key}") for key in ("name", "version", "filename"))
         if "/" in filename:
@@ -140,8 +188,11 @@ def parse_lock(raw: bytes) -> Lock:
         wheels.append(LockedWheel(name, version, filename, size, sha256))
     if table:
         raise MalformedConfig("unknown keys", actual=", ".join(sorted(table)))
-    lock = Lock(tuple(sorted(packages, key=lambda p: p.name)), tuple(sorted(wheels, key=lambda w: w.name)))
-    names = [entry.name for entry in lock.inputs]
+    lock = Lock(
+        tuple(sorted(packages, key=lambda p: p.name)), tuple(sorted(wheels, key=lambda w: w.name)),
+        tuple(sorted(releases, key=lambda r: r.suite)), tool, architecture,
+    )  # fmt: skip
+    names = [entry.name for entry in lock.inputs] + [f"release {release.suite}" for release in releases]
     if len(set(names)) != len(names):
         raise MalformedConfig(
             "an input is named twice", actual=", ".join(sorted({n for n in names if names.count(n) > 1}))
@@ -153,7 +204,7 @@ def parse_lock(raw: bytes) -> Lock:
 
 def load_lock(path: Path) -> Lock:
     """Read and parse a lock file."""
-    hint = "veracruz image lock --out FILE makes one"
+    hint = "veracruz image lock --write makes one"
     raw = read_limited(path, limit=MAX_LOCK, what="lock", hint=hint)
     with naming(path, hint=hint):
         return parse_lock(raw)
@@ -162,15 +213,19 @@ def load_lock(path: Path) -> Lock:
 def format_lock(lock: Lock) -> bytes:
     """Return a lock's one text form."""
     lines = [
-        "# Every input of the image, by SHA-256. Made by `veracruz image lock`; a reviewer reads its diff.",
-        f'schema = "{SCHEMA}"',
-    ]
+        "# Every input of the image, by SHA-256. Made by `veracruz image lock --write`; a reviewer reads its diff.",
+        "# sha1 is only the name under which a snapshot service keeps a package that mirrors no longer have.",
+        f'schema = "{SCHEMA}"', f'tool = "{lock.tool}"', f'architecture = "{lock.architecture}"',
+    ]  # fmt: skip
+    for release in sorted(lock.releases, key=lambda r: r.suite):
+        date = release.date.strftime(DATE)
+        lines += ["", "[[release]]", f'suite = "{release.suite}"', f'date = "{date}"', f'sha256 = "{release.sha256}"']
     for package in sorted(lock.packages, key=lambda p: p.name):
         roles = ", ".join(f'"{role}"' for role in sorted(package.roles))
         lines += [
             "", "[[package]]", f'name = "{package.name}"', f'version = "{package.version}"', f"roles = [{roles}]",
             f'archive = "{package.archive}"', f'path = "{package.path}"', f"size = {package.size}",
-            f'sha256 = "{package.sha256}"',
+            f'sha256 = "{package.sha256}"', f'sha1 = "{package.sha1}"',
         ]  # fmt: skip
     for wheel in sorted(lock.wheels, key=lambda w: w.name):
         lines += [
