@@ -118,16 +118,25 @@ def build_kernel(
     return cache.demand("kernel", key)
 
 
-def build_init(cache: Cache, *, toolchain: Sequence[Path], toolchain_hashes: Sequence[str], command_line: str) -> Path:
-    """Return the static /init, with the image's command line compiled in."""
-    flags = [
+def _init_flags(command_line: str) -> list[str]:
+    return [
         "-std=c11", "-Os", "-static", "-Wall", "-Wextra", "-Werror", "-ffile-prefix-map=/build=.",
         "-Wl,--build-id=none", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-s",
         f'-DCOMMAND_LINE="{command_line}"',
     ]  # fmt: skip
-    source = INIT_SOURCE.read_bytes()
-    parts = ["init/1", *sorted(toolchain_hashes), hashlib.sha256(source).hexdigest(), *flags]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def init_key(*, toolchain_hashes: Sequence[str], command_line: str) -> str:
+    """Return the hash of all that /init is made of."""
+    source = hashlib.sha256(INIT_SOURCE.read_bytes()).hexdigest()
+    parts = ["init/1", *sorted(toolchain_hashes), source, *_init_flags(command_line)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def build_init(cache: Cache, *, toolchain: Sequence[Path], toolchain_hashes: Sequence[str], command_line: str) -> Path:
+    """Return the static /init, with the image's command line compiled in."""
+    source, flags = INIT_SOURCE.read_bytes(), _init_flags(command_line)
+    key = init_key(toolchain_hashes=toolchain_hashes, command_line=command_line)
     if (found := cache.find("init", key)) is None:
         with cache.make("init", key) as out:
             root, log = out.scratch / "root", cache.log("init", key)

@@ -17,19 +17,19 @@ from attestation.files import write_whole
 from attestation.measurements import Measurements
 
 from .application import stage_application
-from .cache import Cache, demand_space
-from .config import ImageConfig, cache_dir, find_mirrors
+from .cache import Cache, demand_space, using_cache
+from .config import ImageConfig, cache_dir, find_mirrors, find_snapshot
 from .eif import SectionType, read_eif, write_eif
 from .errors import BuildFailed
-from .fetch import fetch_inputs
-from .initramfs import Tree, only_executable, read_tree, write_cpio
-from .kernel import build_init, build_kernel, kernel_key
-from .lock import Lock, LockedPackage, Role
-from .rootfs import GUEST_TOOL, build_rootfs, guest_compress
+from .fetch import Snapshot, fetch_inputs, find_missing
+from .initramfs import Tree
+from .kernel import build_init, build_kernel, init_key, kernel_key
+from .lock import Lock, LockedPackage, Role, demand_tool
+from .platform_half import ORIGINS, RAMDISK, ROOT, make_platform, pack, platform_key
+from .space import Plan, demand_room
+from .step_sources import find_sources
 
-RECIPE = "platform/1"  # part of the cache's key: change it when the steps change their product
-SPACE_KERNEL = 2_600_000_000  # bytes: the kernel's source unpacked, its objects, the toolchain
-SPACE_PLATFORM = 500_000_000  # bytes: inputs, the platform unpacked and packed
+PLATFORM_STEP = f"{__package__}.platform_half"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,37 @@ class Platform:
     kernel: bytes
     ramdisk: bytes
     root: Path  # unpacked: its interpreter compiles the other half
+    origins: Path  # JSON: path in the ramdisk -> the file name of the input that it comes from
 
 
-def build_image(config: ImageConfig, lock: Lock, *, out: Path, offline: bool = False) -> Built:
-    """Build the EIF that `config` and `lock` describe, write it to `out`, return its measurements."""
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An image in memory, and what it was made of."""
+
+    image: bytes  # the EIF
+    platform: Platform
+    application: Tree
+    inputs: Mapping[str, Path]  # the locked inputs in the cache, by name
+
+
+def build_image(
+    config: ImageConfig, lock: Lock, *, out: Path, offline: bool = False, snapshot: str | None = None
+) -> tuple[Built, Made]:
+    """Build the EIF that `config` and `lock` describe, write it to `out`; return its measurements and its parts."""
+    with using_cache():
+        made = make_image(config, lock, out=out, offline=offline, snapshot=snapshot)
+        return _write(made.image, out), made
+
+
+def make_image(
+    config: ImageConfig, lock: Lock, *, out: Path | None = None, offline: bool = False, snapshot: str | None = None
+) -> Made:
+    """Return the image that `config` and `lock` describe. The caller holds `using_cache`; `out` is where it will go."""
+    demand_tool(lock)
     cache = Cache()
-    inputs = _fetch(cache, config, lock, offline=offline)
+    inputs = _fetch(cache, config, lock, out=out, offline=offline, snapshot=snapshot)
     platform = _build_platform(cache, config, lock, inputs)
-    application = _build_application(platform, config)
+    tree, application = _build_application(platform, config)
     image = write_eif(
         [
             (SectionType.KERNEL, platform.kernel),
@@ -66,7 +89,7 @@ def build_image(config: ImageConfig, lock: Lock, *, out: Path, offline: bool = F
             (SectionType.RAMDISK, application),
         ]
     )
-    return _write(image, out)
+    return Made(image, platform, tree, inputs)
 
 
 def _kernel_key(config: ImageConfig, lock: Lock) -> str:
@@ -77,13 +100,39 @@ def _kernel_key(config: ImageConfig, lock: Lock) -> str:
     )
 
 
-def _fetch(cache: Cache, config: ImageConfig, lock: Lock, *, offline: bool) -> Mapping[str, Path]:
+def _platform_key(config: ImageConfig, lock: Lock, init: Path) -> str:
+    inputs = [*(p.sha256 for p in lock.packages_for(Role.ROOT)), *(w.sha256 for w in lock.wheels)]
+    trim = config.directory / "trim.list"
+    return platform_key(inputs, trim=trim, init=init, level=config.zstd_level, sources=find_sources(PLATFORM_STEP))
+
+
+def find_needed(config: ImageConfig, lock: Lock) -> frozenset[str]:
+    """Return the entries of the cache, `KIND/KEY`, that a build of this configuration and lock would use."""
+    cache = Cache()
+    hashes = [package.sha256 for package in lock.packages_for(Role.TOOLCHAIN)]
+    keys = {
+        "kernel": _kernel_key(config, lock),
+        "init": init_key(toolchain_hashes=hashes, command_line=config.command_line),
+    }
+    if (init := cache.find("init", keys["init"])) is not None and (init / "init").is_file():
+        keys["platform"] = _platform_key(config, lock, init / "init")
+    return frozenset(f"{kind}/{cache.entry_name(key)}" for kind, key in keys.items())
+
+
+def _fetch(
+    cache: Cache, config: ImageConfig, lock: Lock, *, out: Path | None, offline: bool, snapshot: str | None
+) -> Mapping[str, Path]:
     have_kernel = cache.find("kernel", _kernel_key(config, lock)) is not None
     cache_dir().mkdir(parents=True, exist_ok=True)
-    demand_space(cache_dir(), SPACE_PLATFORM if have_kernel else SPACE_KERNEL + SPACE_PLATFORM)
     source = frozenset({Role.KERNEL})
     wanted = [e for e in lock.inputs if not (have_kernel and isinstance(e, LockedPackage) and e.roles == source)]
-    return fetch_inputs(wanted, find_mirrors(config), offline=offline)
+    missing = find_missing(wanted)
+    if not (missing and offline):  # else what is missing is told, whatever the room
+        downloads = sum(entry.size for entry in missing)
+        demand_room(Plan(downloads=downloads, kernel=not have_kernel, platform=not cache.has("platform")), out=out)
+    service = Snapshot.named(find_snapshot(config, snapshot))
+    mirrors = find_mirrors(config) if missing else {}  # asking apt takes longer than all else of an unchanged build
+    return fetch_inputs(wanted, mirrors, snapshot=service, offline=offline)
 
 
 def _build_platform(cache: Cache, config: ImageConfig, lock: Lock, inputs: Mapping[str, Path]) -> Platform:
@@ -98,42 +147,25 @@ def _build_platform(cache: Cache, config: ImageConfig, lock: Lock, inputs: Mappi
         cache, toolchain=toolchain, toolchain_hashes=[p.sha256 for p in tools], command_line=config.command_line
     )
     packages, trim = lock.packages_for(Role.ROOT), config.directory / "trim.list"
-    steps = [Path(__file__).parent / name for name in ("rootfs.py", "initramfs.py", "debian.py", GUEST_TOOL.name)]
-    parts = [
-        RECIPE, *(p.sha256 for p in packages), *(w.sha256 for w in lock.wheels), str(config.zstd_level),
-        *(hashlib.sha256(path.read_bytes()).hexdigest() for path in (trim, init, *steps)),
-    ]  # fmt: skip
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    key = _platform_key(config, lock, init)
     if cache.find("platform", key) is None:
         with cache.make("platform", key) as making:
             say("unpacking, trimming and compiling the platform")
-            root = making.product / "root"
-            root.mkdir()
-            build_rootfs(
-                root, packages=[inputs[p.name] for p in packages], wheels=[inputs[w.name] for w in lock.wheels],
-                trim=trim, init=init,
+            make_platform(
+                making.product, packages=[inputs[p.name] for p in packages],
+                wheels=[inputs[w.name] for w in lock.wheels], trim=trim, init=init, level=config.zstd_level,
             )  # fmt: skip
-            tree = only_executable("init", read_tree(root))
-            (making.product / "ramdisk").write_bytes(_pack(tree, root, config.zstd_level))
     entry = cache.demand("platform", key)
-    return Platform((kernel / "bzImage").read_bytes(), (entry / "ramdisk").read_bytes(), entry / "root")
+    return Platform((kernel / "bzImage").read_bytes(), (entry / RAMDISK).read_bytes(), entry / ROOT, entry / ORIGINS)
 
 
-def _pack(tree: Tree, root: Path, level: int) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="veracruz-pack-") as scratch:
-        archive, packed = Path(scratch) / "cpio", Path(scratch) / "cpio.zst"
-        archive.write_bytes(write_cpio(tree))
-        guest_compress(root, archive, packed, level=level)
-        return packed.read_bytes()
-
-
-def _build_application(platform: Platform, config: ImageConfig) -> bytes:
+def _build_application(platform: Platform, config: ImageConfig) -> tuple[Tree, bytes]:
     with tempfile.TemporaryDirectory(prefix="veracruz-app-") as scratch:
         tree = stage_application(platform.root, Path(scratch))
     both = [name for name, entry in tree.items() if entry is not None and (platform.root / name).exists()]
     if both:  # the later ramdisk would shadow the earlier one under an equal PCR1
         raise BuildFailed("both ramdisks hold the same path", actual=", ".join(both))
-    return _pack(tree, platform.root, config.zstd_level)
+    return tree, pack(tree, platform.root, config.zstd_level)
 
 
 def _make_metadata(config: ImageConfig, lock: Lock) -> bytes:

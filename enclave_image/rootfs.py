@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from .config import MAX_CONFIG
 from .debian import clean_name, unpack
 from .errors import BuildFailed, MalformedConfig
 from .run import run
@@ -20,6 +19,7 @@ LIBRARIES = "usr/lib/x86_64-linux-gnu"
 PACKAGES = "usr/lib/python3/dist-packages"
 DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "app")  # mount points, and where the application goes
 PT_LOAD = 1
+MAX_TRIM = 256 * 1024  # bytes of a trim list
 
 # What the runtime imports, imported once in the build by the image's own interpreter.
 SMOKE_MODULES = (
@@ -33,8 +33,8 @@ SMOKE_MODULES = (
 def load_trim(path: Path) -> Callable[[str], bool]:
     """Return `keep(path)` for a trim list: false for what one of its patterns matches."""
     raw = path.read_bytes()
-    if len(raw) > MAX_CONFIG:
-        raise MalformedConfig(f"{path} is too long", expected=f"at most {MAX_CONFIG} bytes", actual=len(raw))
+    if len(raw) > MAX_TRIM:
+        raise MalformedConfig(f"{path} is too long", expected=f"at most {MAX_TRIM} bytes", actual=len(raw))
     lines = [line.strip() for line in raw.decode().splitlines()]
     patterns = [fnmatch.translate(line) for line in lines if line and not line.startswith("#")]
     matcher = re.compile("|".join(patterns) or r"(?!)")
@@ -88,13 +88,18 @@ def guest_compress(root: Path, source: Path, target: Path, *, level: int) -> Non
     guest_python(root, ["compress", library, source, target, str(level)], what="compression")
 
 
-def build_rootfs(root: Path, *, packages: Sequence[Path], wheels: Sequence[Path], trim: Path, init: Path) -> None:
-    """Make the platform's file tree in the empty directory `root`; raise BuildFailed where it would not run."""
-    keep = load_trim(trim)
+def build_rootfs(
+    root: Path, *, packages: Sequence[Path], wheels: Sequence[Path], trim: Path, init: Path
+) -> dict[str, str]:
+    """Make the platform's file tree in the empty directory `root`; raise BuildFailed where it would not run.
+
+    Returns the file name of the package or wheel that each path was unpacked from.
+    """
+    keep, origins = load_trim(trim), dict[str, str]()
     for package in packages:
-        unpack(package, root, keep=keep)
+        unpack(package, root, keep=_noting(keep, package.name, origins))
     for wheel in wheels:
-        unpack_wheel(wheel, root, keep=keep)
+        unpack_wheel(wheel, root, keep=_noting(keep, wheel.name, origins))
     (root / "lib64").symlink_to("usr/lib64")
     (root / "usr/lib64").mkdir(exist_ok=True)
     loader = root / "usr/lib64/ld-linux-x86-64.so.2"
@@ -110,6 +115,19 @@ def build_rootfs(root: Path, *, packages: Sequence[Path], wheels: Sequence[Path]
     guest_python(root, ["compile", root], what="bytecode compilation")
     _drop_empty_directories(root)
     guest_python(root, ["smoke", root / PACKAGES, *SMOKE_MODULES], what="the image's own import test")
+    return origins
+
+
+def _noting(keep: Callable[[str], bool], origin: str, origins: dict[str, str]) -> Callable[[str], bool]:
+    """Return `keep` that notes what it keeps; of two packages with one path the later has it, as on disk."""
+
+    def kept(name: str) -> bool:
+        if not keep(name):
+            return False
+        origins[name] = origin
+        return True
+
+    return kept
 
 
 def _strip_all(root: Path) -> None:
