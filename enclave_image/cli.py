@@ -14,29 +14,39 @@ from attestation.files import demand_target, write_whole
 from attestation.measurements import Measurements, dump_measurements
 
 from . import eif_cli, sign_cli
-from .config import DEFAULT_DIR, load_config
-from .lock import format_lock, load_lock
-from .recipe import build_image
-from .resolve import describe_change, resolve
+from .audit_cli import add_audit
+from .cache import using_cache
+from .cache_cli import add_cache
+from .config import DEFAULT_DIR, ImageConfig, load_config
+from .inventory import dump_inventory, make_inventory
+from .lock import Lock, load_lock
+from .lock_cli import add_lock
+from .recipe import Made, build_image
+from .reproduce_cli import add_reproduce
+from .sbom import make_sbom
 
 
 def add_verbs(commands: Commands) -> None:
-    """Add `image build|describe|diff|extract|sign|lock`."""
+    """Add `image build|describe|diff|extract|sign|lock|reproduce|audit` and `cache list|prune`."""
     group = new_group(commands, "image", summary="build an enclave image and look inside one")
 
     build = new_parser(group, "build", summary="build the image that a lock describes", run=build_verb)
     build.add_argument("--out", type=Path, required=True, metavar="FILE.eif", help="where to write the image")
     build.add_argument("--measurements", type=Path, metavar="FILE", help="also write its PCRs there, as JSON")
+    build.add_argument("--sbom", type=Path, metavar="FILE", help="also write its bill of materials there (CycloneDX)")
+    build.add_argument("--manifest", type=Path, metavar="FILE", help="also write there what is inside, file by file")
     build.add_argument("--config", type=Path, default=DEFAULT_DIR, metavar="DIR", help="holds image.toml and the rest")
     build.add_argument("--lock", type=Path, metavar="FILE", help="instead of enclave.lock beside image.toml")
+    build.add_argument("--snapshot", metavar="URL", help="of a snapshot service, for what the mirror no longer has")
     build.add_argument("--offline", action="store_true", help="fetch nothing; fail if the cache lacks an input")
 
     eif_cli.add_verbs(group)
     sign_cli.add_verb(group)
 
-    lock = new_parser(group, "lock", summary="resolve the inputs that image.toml names to exact hashes", run=lock_verb)
-    lock.add_argument("--config", type=Path, default=DEFAULT_DIR, metavar="DIR", help="holds image.toml and the rest")
-    lock.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: enclave.lock beside it)")
+    add_lock(group)
+    add_reproduce(group)
+    add_audit(group)
+    add_cache(commands)
 
 
 def _text(measurements: Measurements) -> str:
@@ -47,14 +57,18 @@ def _text(measurements: Measurements) -> str:
 def build_verb(args: argparse.Namespace) -> int:
     """Build an image; print its measurements."""
     start = time.monotonic()
-    for target in (args.out, args.measurements):
-        if target is not None:
-            demand_target(target)
-    if args.measurements is not None and args.measurements.absolute() == args.out.absolute():
-        raise UsageError("--out and --measurements name the same file", actual=args.out)
+    targets: dict[Path, str] = {}
+    for option in ("out", "measurements", "sbom", "manifest"):
+        if (target := getattr(args, option)) is None:
+            continue
+        demand_target(target)
+        if (other := targets.setdefault(target.absolute(), option)) != option:
+            raise UsageError(f"--{other} and --{option} name the same file", actual=target)
     config = load_config(args.config)
     lock = load_lock(args.lock or args.config / "enclave.lock")
-    built = build_image(config, lock, out=args.out, offline=args.offline)
+    with using_cache():
+        built, made = build_image(config, lock, out=args.out, offline=args.offline, snapshot=args.snapshot)
+        _write_inventory(config, lock, made, args)
     table = dump_measurements(built.measurements)
     if args.measurements is not None:
         write_whole(args.measurements, (json.dumps(table, indent=2) + "\n").encode())
@@ -69,15 +83,11 @@ def build_verb(args: argparse.Namespace) -> int:
     return 0
 
 
-def lock_verb(args: argparse.Namespace) -> int:
-    """Resolve the lock anew; print what changed; write it."""
-    config = load_config(args.config)
-    out = args.out or args.config / "enclave.lock"
-    demand_target(out)
-    old = load_lock(out) if out.exists() else None
-    new = resolve(config)
-    changes = describe_change(old, new)
-    if changes:
-        write_whole(out, format_lock(new))
-    emit(args, {"lock": str(out), "changes": changes}, "\n".join(changes) or "nothing changed")
-    return 0
+def _write_inventory(config: ImageConfig, lock: Lock, made: Made, args: argparse.Namespace) -> None:
+    if args.sbom is None and args.manifest is None:
+        return
+    inventory = make_inventory(config, lock, made)
+    if args.manifest is not None:
+        write_whole(args.manifest, (json.dumps(dump_inventory(inventory), indent=1) + "\n").encode())
+    if args.sbom is not None:
+        write_whole(args.sbom, make_sbom(inventory))

@@ -63,18 +63,23 @@ def open_ramdisk(source: Source, part: Part, budget: Budget) -> Iterator[Iterato
 
 def index_ramdisk(source: Source, part: Part, budget: Budget) -> Index:
     """Return the record of each path of a ramdisk; raise MalformedRamdisk."""
+    with open_ramdisk(source, part, budget) as members:
+        return index_members(members)
+
+
+def index_members(members: Iterator[Member]) -> Index:
+    """Return the record of each path; a hard link has the data of whichever of its names carries it."""
     records: dict[str, FileRecord] = {}
     links: dict[str, tuple[int, int, int, int]] = {}  # path -> the file that it is one of several names of
     shared: dict[tuple[int, int, int, int], FileRecord] = {}
-    with open_ramdisk(source, part, budget) as members:
-        for entry, data in members:
-            record = _read_record(entry, data)
-            records[entry.path] = record
-            links.pop(entry.path, None)
-            if entry.link is not None:
-                links[entry.path] = entry.link
-                if record.size:  # they stand at the last of the names, as a rule
-                    shared[entry.link] = record
+    for entry, data in members:
+        record = _read_record(entry, data)
+        records[entry.path] = record
+        links.pop(entry.path, None)
+        if entry.link is not None:
+            links[entry.path] = entry.link
+            if record.size:  # they stand at the last of the names, as a rule
+                shared[entry.link] = record
     for path, link in links.items():
         if link in shared:
             records[path] = replace(records[path], size=shared[link].size, sha256=shared[link].sha256)
