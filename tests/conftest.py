@@ -8,11 +8,12 @@ import signal
 import pytest
 
 FIRST_BUILD = 2700  # seconds; whichever test boots first also compiles the kernel, from an empty cache
-SLOW = {"boot": "--boot", "rebuild": "--rebuild"}
+SLOW = {"boot": "--boot", "rebuild": "--rebuild", "kernel": "--kernel"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boot", action="store_true", help="also run the tests that boot a machine")
+    parser.addoption("--kernel", action="store_true", help="also compile the kernel once more, elsewhere (with --boot)")
     parser.addoption("--rebuild", action="store_true", help="also run the tests that need the 400 MB compiler wheel")
 
 
