@@ -199,8 +199,11 @@ def pip_download(target: Path, *words: str) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise InputUnavailable("pip could not bring the wheels in time", expected=f"{PIP_LIMIT} s") from error
+    said = " ".join(done.stderr.split())[-190:]
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        raise InputMismatch("the index serves other wheels than the lock names", actual=said)
     if done.returncode != 0:
-        raise InputUnavailable("pip could not bring the wheels", actual=" ".join(done.stderr.split())[-400:])
+        raise InputUnavailable("pip could not bring the wheels", actual=said)
 
 
 def _fetch_wheels(wheels: Sequence[LockedWheel]) -> None:

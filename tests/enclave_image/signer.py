@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-MISSING = "" if shutil.which("gpg") and shutil.which("gpgv") else "gpg and gpgv are not installed"
+TOOLS = ("gpg", "gpg-agent", "gpgv")
+MISSING = ", ".join(f"no {tool} here" for tool in TOOLS if shutil.which(tool) is None)
 LIMIT = 60  # seconds
 
 

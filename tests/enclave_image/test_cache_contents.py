@@ -131,7 +131,7 @@ def test_says_at_the_start_what_a_build_needs(capsys: pytest.CaptureFixture[str]
     demand_room(Plan(downloads=200_000_000, kernel=True, platform=True), out=tmp_path / "x.eif")
     said = capsys.readouterr().err
     assert "200 MB of downloads" in said
-    assert "2.6 GB while the kernel compiles" in said
+    assert "2.3 GB while the kernel compiles" in said
     assert "are free" in said
 
 
