@@ -217,9 +217,9 @@ def _fetch_wheels(wheels: Sequence[LockedWheel]) -> None:
             if not found.exists():
                 raise InputUnavailable(f"the index has no {wheel.filename}")
             part = _part(wheel)
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(found.read_bytes())
-            _finish(part, wheel, wheel.filename)
+            with lock_file(part.with_name(".lock")):
+                part.write_bytes(found.read_bytes())
+                _finish(part, wheel, wheel.filename)
 
 
 def fetch_inputs(

@@ -204,7 +204,7 @@ def parse_lock(raw: bytes) -> Lock:
 
 def load_lock(path: Path) -> Lock:
     """Read and parse a lock file."""
-    hint = "veracruz image lock --write makes one"
+    hint = "where there is none, veracruz image lock --write makes one"
     raw = read_limited(path, limit=MAX_LOCK, what="lock", hint=hint)
     with naming(path, hint=hint):
         return parse_lock(raw)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.errors import UsageError
@@ -75,6 +76,14 @@ def test_names_the_file_of_a_malformed_lock(tmp_path: Path, raw: bytes) -> None:
     path.write_bytes(raw)
     with pytest.raises(MalformedConfig, match=r"my\.lock: "):
         load_lock(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 3000), st.integers(0, 40), st.binary(max_size=8))
+def test_any_damage_is_a_malformed_lock_or_another_one(at: int, length: int, other: bytes) -> None:
+    damaged = SHIPPED[:at] + other + SHIPPED[at + length : 3000]
+    with contextlib.suppress(MalformedConfig):
+        parse_lock(damaged)
 
 
 def test_says_how_a_missing_lock_is_made(tmp_path: Path) -> None:
