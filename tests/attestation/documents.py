@@ -107,19 +107,30 @@ class Pki:
         return [self.certificates[name] for name in ("root", "regional", "zonal", "instance")]
 
 
-def make_pki(*, at: datetime = MADE_AT, **changes: Mapping[str, Any]) -> Pki:
-    """Make a chain of Nitro's shape, valid `at`; `zonal={"path_length": 0}` changes one certificate's form."""
+def make_pki(*, at: datetime = MADE_AT, seed: str | None = None, **changes: Mapping[str, Any]) -> Pki:
+    """Make a chain of Nitro's shape, valid `at`; `zonal={"path_length": 0}` changes one certificate's form.
+
+    With a seed the same bytes come out each time: keys, serial numbers and signatures follow from it.
+    """
     certificates: dict[str, bytes] = {}
     keys: dict[str, ec.EllipticCurvePrivateKey] = {}
     issuer = "root"
     forms = {name: replace(form, **changes.get(name, {})) for name, form in NITRO_FORMS.items()}
     for name, form in forms.items():
-        keys[name] = ec.generate_private_key(form.curve)
+        keys[name] = make_key(form.curve, seed=seed and f"{seed} {name}")
         certificates[name] = make_certificate(
-            form, key=keys[name], issuer_name=forms[issuer].name, issuer_key=keys[issuer], at=at
-        )
+            form, key=keys[name], issuer_name=forms[issuer].name, issuer_key=keys[issuer], at=at,
+            seed=seed and f"{seed} {name}",
+        )  # fmt: skip
         issuer = name
     return Pki(certificates, keys)
+
+
+def make_key(curve: ec.EllipticCurve, *, seed: str | None = None) -> ec.EllipticCurvePrivateKey:
+    """Make a key: a new one, or always the same of a seed."""
+    if seed is None:
+        return ec.generate_private_key(curve)
+    return ec.derive_private_key(int.from_bytes(hashlib.sha256(seed.encode()).digest(), "big") >> 1, curve)
 
 
 def make_certificate(
@@ -129,14 +140,16 @@ def make_certificate(
     issuer_name: str,
     issuer_key: ec.EllipticCurvePrivateKey,
     at: datetime = MADE_AT,
+    seed: str | None = None,
 ) -> bytes:
-    """Make one certificate in DER."""
+    """Make one certificate in DER; with a seed, always the same."""
+    serial = x509.random_serial_number() if seed is None else int.from_bytes(hashlib.sha1(seed.encode()).digest()) >> 1
     builder = (
         x509.CertificateBuilder()
         .subject_name(_name(form.name))
         .issuer_name(_name(form.issuer_name or issuer_name))
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial)
         .not_valid_before((at - form.before).replace(microsecond=0))
         .not_valid_after((at + form.after).replace(microsecond=0))
     )
@@ -152,16 +165,17 @@ def make_certificate(
     for extension, critical in form.extensions:
         builder = builder.add_extension(extension, critical=critical)
     signer = form.signed_by or issuer_key
-    certificate = builder.sign(signer, form.hash)
+    certificate = builder.sign(signer, form.hash, ecdsa_deterministic=seed is not None)
     if form.edit is None:
         return certificate.public_bytes(Encoding.DER)
-    return sign_tbs(form.edit(certificate.tbs_certificate_bytes), signer)
+    return sign_tbs(form.edit(certificate.tbs_certificate_bytes), signer, deterministic=seed is not None)
 
 
-def sign_tbs(tbs: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
+def sign_tbs(tbs: bytes, key: ec.EllipticCurvePrivateKey, *, deterministic: bool = False) -> bytes:
     """Return a certificate in DER around an edited TBSCertificate, signed with ECDSA and SHA-384."""
     algorithm = bytes.fromhex("300a06082a8648ce3d040303")
-    return der(0x30, tbs + algorithm + der(0x03, b"\0" + key.sign(tbs, ec.ECDSA(hashes.SHA384()))))
+    signature = key.sign(tbs, ec.ECDSA(hashes.SHA384(), deterministic_signing=deterministic))
+    return der(0x30, tbs + algorithm + der(0x03, b"\0" + signature))
 
 
 def der(tag: int, content: bytes) -> bytes:
@@ -245,12 +259,18 @@ def make_map(entries: Iterable[tuple[bytes, bytes]], *, indefinite: bool = False
     return head + b"".join(encoded) + tail
 
 
-def sign(payload: bytes, key: ec.EllipticCurvePrivateKey, *, protected: bytes = ES384_HEADER) -> bytes:
+def sign(
+    payload: bytes,
+    key: ec.EllipticCurvePrivateKey,
+    *,
+    protected: bytes = ES384_HEADER,
+    deterministic: bool = False,
+) -> bytes:
     """Return r || s over the Sig_structure of RFC 9052 4.4, with the hash that goes with the key's curve."""
     size = (key.curve.key_size + 7) // 8
     algorithm = {32: hashes.SHA256(), 48: hashes.SHA384(), 66: hashes.SHA512()}[size]
     structure = cbor2.dumps(["Signature1", protected, b"", payload])
-    r, s = decode_dss_signature(key.sign(structure, ec.ECDSA(algorithm)))
+    r, s = decode_dss_signature(key.sign(structure, ec.ECDSA(algorithm, deterministic_signing=deterministic)))
     return r.to_bytes(size, "big") + s.to_bytes(size, "big")
 
 
@@ -268,9 +288,10 @@ def make_envelope(
     unprotected: Mapping[Any, Any] | None = None,
     signature: bytes | None = None,
     tag: bytes = b"",
+    deterministic: bool = False,
 ) -> bytes:
     """Return a COSE_Sign1 over a payload, untagged as every real document is."""
-    signed = sign(payload, key, protected=protected) if signature is None else signature
+    signed = sign(payload, key, protected=protected, deterministic=deterministic) if signature is None else signature
     return tag + cbor2.dumps([protected, dict(unprotected or {}), payload, signed])
 
 

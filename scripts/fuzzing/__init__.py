@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Coverage-guided fuzzing of everything that reads untrusted bytes; `scripts/fuzz` is its command."""
