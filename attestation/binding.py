@@ -11,6 +11,7 @@ import cbor2
 
 from .errors import PolicyMismatch
 from .limits import MAX_FIELD, PCR_SIZE
+from .panics import reraise_interrupt
 
 PROTOCOL = "veracruz/1"
 HASH_SIZE = 32  # bytes; SHA-256
@@ -61,7 +62,8 @@ class Binding:
                 raise ValueError("body hash")
             binding = cls(Purpose(purpose), policy_hash, body_hash)
             canonical = binding.encode() == raw
-        except Exception as error:  # any failure of the decoder on hostile bytes is the same refusal
+        except BaseException as error:  # any failure of the decoder on hostile bytes is the same refusal
+            reraise_interrupt(error)
             raise PolicyMismatch("user_data is no binding of this protocol", expected=PROTOCOL, actual=raw) from error
         if not canonical:
             raise PolicyMismatch("user_data is not in its one encoding", expected=binding.encode(), actual=raw)

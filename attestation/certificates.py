@@ -17,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from .errors import MalformedInput
 from .limits import MAX_CERTIFICATE_PEM
+from .panics import reraise_interrupt
 
 SHOWN = 28  # characters; a PEM file's first line
 MAX_DER = 4096  # bytes; ours are about 400, one with many names about 1,000
@@ -43,7 +44,8 @@ def parse_certificate(pem: str) -> bytes:
         check_certificate(certificate)
     except MalformedInput:
         raise
-    except Exception as error:  # the library raises six types on hostile certificates (facts, libraries.md 2.1)
+    except BaseException as error:  # the library raises six types on hostile certificates (facts, libraries.md 2.1)
+        reraise_interrupt(error)
         raise MalformedInput("certificate: not readable", actual=error) from error
     if len(der) > MAX_DER:
         raise MalformedInput("certificate: too long", expected=f"at most {MAX_DER} bytes", actual=len(der))
@@ -55,6 +57,10 @@ def check_certificate(certificate: x509.Certificate, *, client: bool = True) -> 
     if certificate.version is not x509.Version.v3:
         raise MalformedInput("certificate: wrong version", expected="X.509 v3", actual=certificate.version.name)
     _check_key(certificate)
+    try:
+        certificate.not_valid_before_utc, certificate.not_valid_after_utc  # noqa: B018 -- DER has a year 0
+    except ValueError as error:
+        raise MalformedInput("certificate: no time of validity", actual=error) from error
     if certificate.subject != certificate.issuer:
         raise MalformedInput(
             "certificate: not self-signed",
@@ -63,7 +69,8 @@ def check_certificate(certificate: x509.Certificate, *, client: bool = True) -> 
         )
     try:
         certificate.verify_directly_issued_by(certificate)
-    except Exception as error:
+    except BaseException as error:
+        reraise_interrupt(error)
         raise MalformedInput("certificate: its own key did not sign it", actual=type(error).__name__) from error
     for extension in certificate.extensions:
         if extension.critical and not isinstance(extension.value, _CRITICAL):

@@ -24,6 +24,7 @@ from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy,
 
 from .errors import ClockOutOfStep, MalformedInput, UntrustedChain, escape
 from .limits import MAX_CERTIFICATE_PEM
+from .panics import reraise_interrupt
 
 CLOCK_LEEWAY = timedelta(seconds=5)  # leaves are not backdated: a clock that is a little slow meets one from the future
 
@@ -89,9 +90,11 @@ def load_root(pem: bytes) -> Root:
         certificate.verify_directly_issued_by(certificate)
         if not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             raise ValueError("no CA certificate")
+        certificate.not_valid_before_utc, certificate.not_valid_after_utc  # noqa: B018 -- DER has a year 0
         name = escape(certificate.subject.rfc4514_string())
         der = certificate.public_bytes(Encoding.DER)
-    except Exception as error:  # cryptography raises many types on malformed certificates
+    except BaseException as error:  # cryptography raises many types on malformed certificates
+        reraise_interrupt(error)
         raise MalformedInput(
             "root: not usable", expected="PEM of one self-signed P-384 CA certificate", actual=error
         ) from error
@@ -168,7 +171,9 @@ def _load(der: bytes, place: str) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         certificate.subject, certificate.issuer, certificate.extensions  # noqa: B018 -- parsed when first read
-    except Exception as error:  # ValueError, InvalidVersion, UnsupportedAlgorithm, DuplicateExtension, ...
+        certificate.not_valid_before_utc, certificate.not_valid_after_utc  # noqa: B018 -- DER has a year 0
+    except BaseException as error:  # ValueError, InvalidVersion, UnsupportedAlgorithm, DuplicateExtension, ...
+        reraise_interrupt(error)
         raise UntrustedChain(f"{place}: no X.509 certificate", actual=error) from error
     return certificate
 
@@ -203,7 +208,8 @@ def _validate(path: Sequence[x509.Certificate], *, at: datetime) -> ec.EllipticC
         )
         verified = verifier.verify(leaf, intermediates)
         key = leaf.public_key()
-    except Exception as error:  # VerificationError; on malformed certificates also ValueError and others
+    except BaseException as error:  # VerificationError; on malformed certificates also ValueError and others
+        reraise_interrupt(error)
         raise UntrustedChain("the certificates do not form a valid chain", actual=error) from error
     if list(verified.chain) != list(path) or not isinstance(key, ec.EllipticCurvePublicKey):
         raise UntrustedChain("the chain that was validated is not the whole cabundle")

@@ -20,6 +20,7 @@ from .errors import KeyMismatch, MalformedAnswer, MalformedInput, Unreachable, V
 from .http_connection import ANSWER_TIMEOUT, Connection
 from .identity import Identity
 from .limits import MAX_DOCUMENT, NONCE_SIZE
+from .panics import reraise_interrupt
 
 CONNECT_TIMEOUT = 10.0  # seconds for the connection, and as much again for the handshake
 
@@ -119,7 +120,8 @@ def _isolate_key(certificate: bytes) -> bytes:
         return key_bytes(certificate)
     except MalformedInput as error:
         raise KeyMismatch(f"the server's {error.what}", expected=error.expected, actual=error.actual) from error
-    except Exception as error:  # the library raises six types on hostile certificates
+    except BaseException as error:  # the library raises six types on hostile certificates
+        reraise_interrupt(error)
         raise KeyMismatch("the server's certificate is not readable", actual=type(error).__name__) from error
 
 

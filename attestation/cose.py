@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import cbor2
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -15,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from . import cbor
 from .errors import BadSignature, MalformedEvidence, UnsignedEvidence
 from .limits import MAX_DOCUMENT
+from .panics import reraise_interrupt
 
 TAG_SIGN1 = b"\xd2"  # tag 18 in its shortest form; allowed by AWS, never seen
 HEADER_ALGORITHM = 1  # RFC 9052 3.1
@@ -88,7 +88,8 @@ class Sign1:
         r, s = int.from_bytes(self.signature[:size], "big"), int.from_bytes(self.signature[size:], "big")
         try:
             key.verify(encode_dss_signature(r, s), self.to_be_signed, ec.ECDSA(self.algorithm.hash))
-        except (InvalidSignature, ValueError) as error:
+        except BaseException as error:  # InvalidSignature, ValueError
+            reraise_interrupt(error)
             raise BadSignature("the signature over the payload is not the leaf certificate's") from error
 
 

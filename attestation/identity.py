@@ -27,6 +27,7 @@ from .certificates import key_bytes, parse_certificate
 from .errors import EnvironmentLacks, MalformedInput, UsageError
 from .files import naming, read_limited, write_new
 from .limits import MAX_CERTIFICATE_PEM
+from .panics import reraise_interrupt
 
 MAX_KEY_PEM = 16 * 1024  # bytes
 MAX_NAME = 64  # characters; ub-common-name of X.520
@@ -195,5 +196,6 @@ def _load_key(path: Path) -> bytes:
             .public_key()
             .public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         )
-    except Exception as error:  # ValueError, TypeError, UnsupportedAlgorithm
+    except BaseException as error:  # ValueError, TypeError, UnsupportedAlgorithm
+        reraise_interrupt(error)
         raise MalformedInput(f"{path} holds no private key that can be read", actual=type(error).__name__) from error

@@ -16,6 +16,7 @@ import cbor2
 
 from .errors import MalformedNsm, NsmRefused
 from .limits import NSM_REQUEST_MAX, NSM_RESPONSE_MAX, PCR_COUNT, PCR_SIZE
+from .panics import reraise_interrupt
 
 
 class ErrorCode(StrEnum):
@@ -148,7 +149,8 @@ def _load(raw: bytes, limit: int) -> Any:
     stream = io.BytesIO(raw)
     try:
         value = cbor2.load(stream)
-    except Exception as error:  # cbor2 raises many types on hostile bytes
+    except BaseException as error:  # cbor2 raises many types on hostile bytes
+        reraise_interrupt(error)
         raise MalformedNsm("message is no CBOR", actual=raw) from error
     if stream.read(1):
         raise MalformedNsm("bytes after the message", actual=raw)

@@ -20,7 +20,7 @@ from .target import MEMORY, TOP, Target
 
 HARD_SECONDS = 30  # of wall time for one input, even in a library that no Python signal interrupts
 MAX_DEATHS = 10  # times that an input takes the fuzzing process down before we give up
-_STAT = re.compile(r"^stat::number_of_executed_units:\s+(\d+)", re.MULTILINE)
+_DONE = re.compile(r"^(?:stat::number_of_executed_units:\s+|#)(\d+)", re.MULTILINE)
 _COVERAGE = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")
 
 
@@ -52,13 +52,14 @@ def fuzz(
     """
     for folder in (corpus, findings):
         folder.mkdir(parents=True, exist_ok=True)
-    before = {path: path.stat().st_mtime_ns for path in findings.iterdir()}
+    before = _times(findings)
     started = time.monotonic()
     inputs = edges = kept = 0
     for death in range(MAX_DEATHS):
         left = None if seconds is None else seconds - (time.monotonic() - started)
         if (left is not None and left < 1) or (runs is not None and inputs >= runs):
             break
+        earlier = _times(findings)
         options = [
             f"-seed={seed + death}", f"-max_len={target.largest}", f"-timeout={HARD_SECONDS}", "-print_final_stats=1",
             f"-rss_limit_mb={2 * MEMORY >> 20}", f"-artifact_prefix={findings}/", "-verbosity=1",
@@ -69,18 +70,22 @@ def fuzz(
             options.append(f"-runs={runs - inputs}")
         seeds = [str(CORPUS / target.name)] if (CORPUS / target.name).is_dir() else []
         done, log = _run_engine([module, target.name, str(findings), *options, str(corpus), *seeds], left)
-        inputs += int(match[-1]) if (match := _STAT.findall(log)) else 0
+        inputs += int(match[-1]) if (match := _DONE.findall(log)) else 0
         if covered := _COVERAGE.findall(log):
             edges, kept = max(edges, int(covered[-1][0])), int(covered[-1][2])
         if done == 0:
             break
-        if not inputs:
+        if _times(findings) == earlier:
             say(log[-2000:])
-            raise EnvironmentLacks("the fuzzer did not start", actual=f"exit code {done}")
-        say(f"the process ended with {done}: an input took it down, or time was up for it")
-    found = [path for path in sorted(findings.iterdir()) if before.get(path) != path.stat().st_mtime_ns]
-    inputs_found = tuple(path for path in found if path.suffix != ".txt")
-    return Result(target.name, inputs, time.monotonic() - started, edges, kept, inputs_found)
+            raise EnvironmentLacks("the fuzzer failed", actual=f"exit code {done}")
+        say(f"the process ended with {done}: an input took it down")
+    found = tuple(path for path, changed in _times(findings).items() if before.get(path) != changed)
+    return Result(target.name, inputs, time.monotonic() - started, edges, kept, found)
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    """Return the inputs in a folder, each with the time of its last change."""
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.iterdir()) if path.suffix != ".txt"}
 
 
 def _run_engine(arguments: list[str], seconds: float | None) -> tuple[int, str]:

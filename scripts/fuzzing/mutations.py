@@ -95,6 +95,7 @@ def change_cbor(data: bytes, random: Random) -> bytes:
 
 
 def _head(major: int, argument: int) -> bytes:
+    argument = min(argument, (1 << 64) - 1)
     if argument < 24:
         return bytes([major << 5 | argument])
     width = next(width for width in (1, 2, 4, 8) if argument < 1 << (8 * width))

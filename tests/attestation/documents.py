@@ -198,6 +198,14 @@ def replace_in_tbs(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
     return edit
 
 
+def from_year_zero(tbs: bytes) -> bytes:
+    """Edit a TBSCertificate so that it is valid from the year 0 on, which DER can say and Python's dates cannot."""
+    start = tbs.index(b"\x17\x0d") - 2  # a SEQUENCE of two times, the first a UTCTime
+    validity = tbs[start : start + 2 + tbs[start + 1]]
+    zero = der(0x30, der(0x18, b"00000101000000Z") + validity[17:])
+    return replace_in_tbs(validity, zero)(tbs)
+
+
 def _name(common_name: str) -> x509.Name:
     attributes = [
         (NameOID.COUNTRY_NAME, "US"),

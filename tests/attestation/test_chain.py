@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from attestation.chain import AWS_ROOT_SHA256, CLOCK_LEEWAY, Chain, Root, aws_root, load_root, verify_chain
 from attestation.errors import ClockOutOfStep, MalformedInput, UntrustedChain
 
-from .documents import MADE_AT, Pki, make_pki, replace_in_tbs
+from .documents import MADE_AT, Pki, from_year_zero, make_pki, replace_in_tbs
 
 SOUND = make_pki()
 SECOND = timedelta(seconds=1)
@@ -262,6 +262,12 @@ def test_a_chain_that_was_not_valid_at_the_documents_own_time_is_not_excused_by_
 # Roots
 
 
+@pytest.mark.parametrize("name", ["regional", "zonal", "instance", "leaf"])
+def test_refuses_a_certificate_of_the_year_zero_whoever_signed_it(name: str) -> None:
+    with pytest.raises(UntrustedChain, match="is out of range"):
+        _verify(make_pki(**{name: {"edit": from_year_zero}}))
+
+
 def test_the_root_of_aws_is_the_published_one() -> None:
     root = aws_root()
     assert root.fingerprint == AWS_ROOT_SHA256
@@ -291,6 +297,7 @@ def test_any_other_root_is_for_development() -> None:
         pytest.param(_pem(make_pki(root={"curve": ec.SECP256R1()}).certificates["root"]), id="P-256"),
         pytest.param(_pem(make_pki(root={"hash": hashes.SHA256()}).certificates["root"]), id="SHA-256"),
         pytest.param(_pem(make_pki(root={"signed_by": _STRANGER}).certificates["root"]), id="signed by a stranger"),
+        pytest.param(_pem(make_pki(root={"edit": from_year_zero}).certificates["root"]), id="year zero"),
     ],
 )
 def test_load_root_refuses(pem: bytes) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from attestation.identity import write_identity
 from attestation.limits import MAX_POLICY
 from attestation.policy import AWS_ROOT, Right, Rights, RunLimits, StoreLimits, normal_key, normal_path, parse_policy
 
-from .documents import IMAGE
+from .documents import IMAGE, LEAF_USAGE, CertificateForm, from_year_zero, make_certificate
 from .parties import PROGRAM, WASM, Parties, dump
 
 Members = dict[str, Any]
@@ -276,6 +276,13 @@ def _certificate(
     return builder.sign(signer or key, algorithm).public_bytes(Encoding.PEM).decode()
 
 
+def _from_year_zero() -> str:
+    key = ec.generate_private_key(ec.SECP384R1())
+    form = CertificateForm("carol", timedelta(1), timedelta(1), ca=False, usage=LEAF_USAGE, edit=from_year_zero)
+    der = make_certificate(form, key=key, issuer_name="carol", issuer_key=key)
+    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode()
+
+
 def _usage(*, sign: bool = True, certificates: bool = False) -> x509.KeyUsage:
     return x509.KeyUsage(sign, False, False, False, False, certificates, False, False, False)
 
@@ -300,6 +307,7 @@ def _usage(*, sign: bool = True, certificates: bool = False) -> x509.KeyUsage:
             _certificate(extensions=((x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\5\0"), True),)),
             "a critical extension",
         ),
+        (_from_year_zero(), "no time of validity"),
         ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not readable"),
     ],
 )
