@@ -143,7 +143,11 @@ def make_certificate(
     seed: str | None = None,
 ) -> bytes:
     """Make one certificate in DER; with a seed, always the same."""
-    serial = x509.random_serial_number() if seed is None else int.from_bytes(hashlib.sha1(seed.encode()).digest()) >> 1
+    serial = (
+        x509.random_serial_number()
+        if seed is None
+        else int.from_bytes(hashlib.sha1(seed.encode()).digest(), "big") >> 1
+    )
     builder = (
         x509.CertificateBuilder()
         .subject_name(_name(form.name))
