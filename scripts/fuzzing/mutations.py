@@ -152,6 +152,18 @@ def _scan(data: bytes, start: int, items: list[_Item], depth: int) -> int | None
 # DER (X.690), with the lengths around a change put right
 
 
+_TIMES = (0x17, 0x18)  # UTCTime, GeneralizedTime
+_OBJECT_IDENTIFIER = 0x06
+_ODD_TIMES = (
+    (0x18, b"00000101000000Z"), (0x18, b"00010101000000Z"), (0x18, b"99991231235959Z"), (0x18, b"20260230000000Z"),
+    (0x17, b"000101000000Z"), (0x17, b"491231235959Z"), (0x17, b"500101000000Z"), (0x17, b"2611011200Z"),
+)  # fmt: skip
+_ODD_NAMES = tuple(
+    (_OBJECT_IDENTIFIER, bytes.fromhex(name))
+    for name in ("551d13", "551d0f", "551d11", "551d1e", "551d63", "2a8648ce3d040302", "2b81040022", "80", "")
+)
+
+
 def change_der(data: bytes, random: Random) -> bytes:
     """Change one element of a DER encoding and put right the lengths of those around it."""
     nodes = _read_der(data, 0)
@@ -161,9 +173,13 @@ def change_der(data: bytes, random: Random) -> bytes:
     _flatten(nodes, flat)
     siblings, index = random.choice(flat)
     tag, content = siblings[index]
-    match random.randrange(7):
+    match random.randrange(8):
         case 0:
             del siblings[index]
+        case 1 if tag in _TIMES:
+            siblings[index] = random.choice(_ODD_TIMES)
+        case 1 if tag == _OBJECT_IDENTIFIER:
+            siblings[index] = random.choice(_ODD_NAMES)
         case 1:
             siblings.insert(index, siblings[index])
         case 2:

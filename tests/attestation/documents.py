@@ -202,6 +202,25 @@ def replace_in_tbs(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
     return edit
 
 
+# An extension whose type an edit turns into that of another one.
+PLACEHOLDER = ((x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.99"), b"\x03\x02\x07\x80"), False),)
+
+
+def duplicate_key_usage(tbs: bytes) -> bytes:
+    """Edit a TBSCertificate with PLACEHOLDER so that it has its key usage twice."""
+    return tbs.replace(bytes.fromhex("0603551d63"), bytes.fromhex("0603551d0f"))
+
+
+def compress_key(tbs: bytes) -> bytes:
+    """Edit a TBSCertificate so that its key is a compressed point (RFC 5480 2.2)."""
+    start = tbs.index(bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200"))
+    spki = tbs[start : start + 0x78]
+    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), spki[-97:])
+    point = key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    compressed = bytes.fromhex("3046301006072a8648ce3d020106052b81040022033200") + point
+    return replace_in_tbs(spki, compressed)(tbs)
+
+
 def from_year_zero(tbs: bytes) -> bytes:
     """Edit a TBSCertificate so that it is valid from the year 0 on, which DER can say and Python's dates cannot."""
     start = tbs.index(b"\x17\x0d") - 2  # a SEQUENCE of two times, the first a UTCTime

@@ -16,12 +16,13 @@ import cbor2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from attestation.binding import Binding, Purpose
 from attestation.errors import AttestationError
-from attestation.expectations import Expectations, ImageIs, NonceIs, PolicyIs, PublicKeyIs
+from attestation.expectations import Expectations, ImageIs, NonceIs, PolicyIs, PublicKeyIs, RegisterIs
 from attestation.limits import MAX_DOCUMENT
 from attestation.measurements import ZERO_PCR, extend
 from attestation.verifier import verify
@@ -31,10 +32,17 @@ from .documents import (
     ES384_HEADER,
     IMAGE,
     MADE_AT,
+    NITRO_FORMS,
     NONCE,
     OTHER_IMAGE,
+    P384_ORDER,
+    PLACEHOLDER,
     POLICY_HASH,
     PUBLIC_KEY,
+    compress_key,
+    duplicate_key_usage,
+    from_year_zero,
+    make_certificate,
     make_document,
     make_envelope,
     make_fields,
@@ -55,6 +63,7 @@ PAYLOAD = make_payload(FIELDS)
 SOUND = make_envelope(PAYLOAD, LEAF)
 SIGNATURE = sign(PAYLOAD, LEAF)
 EXPECTED = Expectations.of(NonceIs(NONCE), ImageIs.any_of([IMAGE]), PolicyIs(POLICY_HASH), PublicKeyIs(PUBLIC_KEY))
+REQUIRED = ("module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle")
 OTHER_HASH = hashlib.sha256(b"another policy").digest()
 
 
@@ -117,6 +126,7 @@ MALFORMED: dict[str, bytes] = {
     "algorithm ES512 named": _headed({1: -36}, signature=SIGNATURE + bytes(36)),
     "algorithm HMAC named": _headed({1: 5}),
     "algorithm of text": _headed({1: "ES384"}),
+    "algorithm of unknown text": _headed({1: "ES999"}),
     "algorithm of bytes": _headed({1: b"ES384"}),
     "algorithm in the unprotected header only": make_envelope(
         PAYLOAD, LEAF, protected=cbor2.dumps({}), unprotected={1: -35}
@@ -124,7 +134,10 @@ MALFORMED: dict[str, bytes] = {
     "unprotected header used": make_envelope(PAYLOAD, LEAF, unprotected={4: b"key id"}),
     "critical header": _headed({1: -35, 2: [3]}),
     "protected attribute added and signed": _headed({1: -35, 3: 0}),
+    "protected attribute added after signing": _headed({1: -35, 3: 0}, signature=SIGNATURE),
+    "protected attribute removed after signing": _headed({}, signature=SIGNATURE),
     "wrong tag": make_envelope(PAYLOAD, LEAF, tag=b"\xd1"),
+    "COSE_Sign1 under the tag of COSE_Sign": make_envelope(PAYLOAD, LEAF, tag=b"\xd8\x62"),
     "COSE_Sign": cbor2.dumps([ES384_HEADER, {}, PAYLOAD, [[ES384_HEADER, {}, SIGNATURE]]]),
     "longer than the limit": SOUND + bytes(MAX_DOCUMENT),
     # CBOR
@@ -135,6 +148,7 @@ MALFORMED: dict[str, bytes] = {
     "break missing": _signed(make_payload(FIELDS, indefinite=True)[:-1]),
     "odd number of items in an open map": _signed(make_payload(FIELDS, indefinite=True)[:-1] + b"\x61x\xff"),
     "chunks of the wrong type": _raw_field("nonce", b"\x5f\x61x\xff"),
+    "text in chunks of bytes": _raw_field("module_id", b"\x7f\x41x\xff"),
     "nonce in chunks": _raw_field("nonce", b"\x5f\x50" + NONCE[:16] + b"\x50" + NONCE[16:] + b"\xff"),
     "truncated length": _signed(PAYLOAD[:-34] + b"\x58"),
     "length past the end": _signed(PAYLOAD[:-34] + b"\x58\x21" + NONCE),
@@ -143,12 +157,14 @@ MALFORMED: dict[str, bytes] = {
     "bytes after the payload map": _signed(PAYLOAD + b"\0"),
     "bytes after the break": _signed(make_payload(FIELDS, indefinite=True) + b"\0"),
     "duplicate key": _signed(make_map(_entries([*FIELDS.items(), ("nonce", b"")]))),
+    "duplicate key in an open map": _signed(make_map(_entries([*FIELDS.items(), ("nonce", b"")]), indefinite=True)),
     "duplicate register": _raw_field("pcrs", _DUPLICATE_PCRS),
     "nesting": _raw_field("nonce", b"\x81" * 4000 + b"\0"),
     "huge count of an array": _raw_field("cabundle", b"\x9b" + b"\xff" * 8),
     "huge count of a map": _raw_field("pcrs", b"\xbb" + b"\xff" * 8),
     "huge length of a byte string": _raw_field("nonce", b"\x5b" + b"\xff" * 8),
     "unknown key": _signed(make_payload({**FIELDS, "extra": 1})),
+    "unknown key in an open map": _signed(make_payload({**FIELDS, "extra": 1}, indefinite=True)),
     "reordered keys": _signed(make_payload(dict(reversed(FIELDS.items())))),
     "open registers in a definite map": _raw_field("pcrs", _OPEN_PCRS),
     "open registers in an open map": _raw_field("pcrs", _OPEN_PCRS, indefinite=True),
@@ -167,16 +183,17 @@ MALFORMED: dict[str, bytes] = {
     "register of 64 bytes": _with(pcrs=make_pcrs(pcr3=bytes(64))),
     "PCR2 missing": _with(pcrs=make_pcrs(pcr2=None)),
     "cabundle empty": _with(cabundle=[]),
-    "cabundle null": _with(cabundle=None),
+    "cabundle with an entry of 1,025 bytes": _bundle([*PKI.cabundle[:3], bytes(1025)]),
+    "cabundle of nine": _bundle([*PKI.cabundle, *PKI.cabundle, PKI.cabundle[0]]),
     "cabundle with an empty entry": _with(cabundle=[PKI.cabundle[0], b""]),
     "certificate empty": _with(certificate=b""),
     "certificate of 1,025 bytes": _with(certificate=bytes(1025)),
-    "certificate null": _with(certificate=None),
     "public key empty": _with(public_key=b""),
     "public key of 1,025 bytes": _with(public_key=bytes(1025)),
     "user data of 1,025 bytes": _with(user_data=bytes(1025)),
     "nonce of 1,025 bytes": _with(nonce=bytes(1025)),
-    "required field null": _with(timestamp=None),
+    **{f"{name} null": _with(**{name: None}) for name in REQUIRED},
+    **{f"{name} missing": _signed(make_payload({k: v for k, v in FIELDS.items() if k != name})) for name in REQUIRED},
     "NitroTPM's registers": _signed(
         make_payload({("nitrotpm_pcrs" if k == "pcrs" else k): v for k, v in FIELDS.items()})
     ),
@@ -270,18 +287,28 @@ def test_bad_evidence_is_refused_with_its_slug(slug: str, document: bytes) -> No
     assert refusal.value.slug == slug
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"zonal": {"path_length": 0}},
-        {"zonal": {"usage": ("crl_sign",)}},
-        {"leaf": {"ca": True}},
-        {"leaf": {"usage": ("content_commitment",)}},
-        {"leaf": {"extensions": _UNKNOWN}},
-        {"leaf": {"curve": ec.SECP256R1()}},
-    ],
-    ids=["path length", "no keyCertSign", "leaf is a CA", "no digitalSignature", "critical extension", "P-256"],
-)
+UNSOUND_CHAINS: dict[str, dict[str, Any]] = {
+    "path length exceeded": {"zonal": {"path_length": 0}},
+    "CA without keyCertSign": {"zonal": {"usage": ("crl_sign",)}},
+    "CA that is none": {"instance": {"ca": False}},
+    "leaf is a CA": {"leaf": {"ca": True}},
+    "leaf without digitalSignature": {"leaf": {"usage": ("content_commitment",)}},
+    "unknown critical extension": {"leaf": {"extensions": _UNKNOWN}},
+    "unknown critical extension of a CA": {"regional": {"extensions": _UNKNOWN}},
+    "duplicate extension": {"leaf": {"extensions": PLACEHOLDER, "edit": duplicate_key_usage}},
+    "duplicate extension of a CA": {"zonal": {"extensions": PLACEHOLDER, "edit": duplicate_key_usage}},
+    "compressed key": {"leaf": {"edit": compress_key}},
+    "compressed key of a CA": {"instance": {"edit": compress_key}},
+    "leaf on P-256": {"leaf": {"curve": ec.SECP256R1()}},
+    "CA on P-256": {"instance": {"curve": ec.SECP256R1()}},
+    "leaf of the year 0": {"leaf": {"edit": from_year_zero}},
+    "CA that was never valid together with the others": {
+        "zonal": {"before": timedelta(days=-30), "after": timedelta(days=60)},
+    },
+}
+
+
+@pytest.mark.parametrize("changes", UNSOUND_CHAINS.values(), ids=UNSOUND_CHAINS.keys())
 def test_a_document_of_an_unsound_chain_is_refused_under_its_own_root(changes: dict[str, Any]) -> None:
     pki = make_pki(**changes)
     signature = sign(make_payload(make_fields(pki)), pki.keys["leaf"]).ljust(96, b"\0")
@@ -296,6 +323,75 @@ def test_old_and_early_evidence_is_refused_as_a_matter_of_time(days: int) -> Non
     with pytest.raises(AttestationError) as refusal:
         verify(SOUND, expected=EXPECTED, at=MADE_AT + timedelta(days=days), roots=ROOTS)
     assert refusal.value.slug == "clock-out-of-step"
+
+
+@pytest.mark.parametrize(
+    ("changes", "at"),
+    [
+        ({}, timedelta(minutes=-1)),  # the leaf begins 3 s before the document
+        ({}, timedelta(hours=3, minutes=1)),
+        ({"zonal": {"before": timedelta(0)}, "leaf": {"before": timedelta(hours=1)}}, timedelta(minutes=-30)),
+        ({"instance": {"after": timedelta(hours=1)}}, timedelta(hours=2)),
+    ],
+    ids=["before the leaf", "after the leaf", "before a CA", "after a CA"],
+)
+def test_a_time_outside_one_certificate_is_refused_as_a_matter_of_time(changes: dict[str, Any], at: timedelta) -> None:
+    pki = make_pki(**changes)
+    document = make_document(pki)
+    verify(document, expected=EXPECTED, at=MADE_AT, roots=[pki.root])
+    with pytest.raises(AttestationError) as refusal:
+        verify(document, expected=EXPECTED, at=MADE_AT + at, roots=[pki.root])
+    assert refusal.value.slug == "clock-out-of-step"
+
+
+@pytest.mark.parametrize(
+    ("expected", "slug"),
+    [
+        (Expectations.of(NonceIs(NONCE)), "empty-expectations"),
+        (Expectations.of(NonceIs(NONCE), PublicKeyIs(PUBLIC_KEY), PolicyIs(POLICY_HASH)), "empty-expectations"),
+        (Expectations(()), "empty-expectations"),
+        (EXPECTED & RegisterIs(17, ZERO_PCR), "measurement-mismatch"),  # not locked, so not told
+    ],
+    ids=["no image", "all but the image", "nothing", "a register that is missing"],
+)
+def test_what_is_not_demanded_or_not_told_does_not_pass(expected: Expectations, slug: str) -> None:
+    with pytest.raises(AttestationError) as refusal:
+        verify(SOUND, expected=expected, at=MADE_AT, roots=ROOTS)
+    assert refusal.value.slug == slug
+
+
+# What looks bad and is not: verifiers have been found to refuse these
+
+
+def _short(part: slice) -> bytes:
+    """Return a signature of which one half begins with a zero byte."""
+    while (signature := sign(PAYLOAD, LEAF))[part][0] != 0:
+        pass
+    return signature
+
+
+GOOD = {
+    "r of 47 bytes": make_envelope(PAYLOAD, LEAF, signature=_short(slice(0, 48))),
+    "s of 47 bytes": make_envelope(PAYLOAD, LEAF, signature=_short(slice(48, 96))),
+    "malleated signature": make_envelope(PAYLOAD, LEAF, signature=malleate(SIGNATURE)),
+    "0xff within an open map": make_document(
+        PKI, indefinite=True, module_id="i-0", pcrs=make_pcrs(pcr31=b"\xff" * 48, pcr3=b"\xff" * 48)
+    ),
+}
+
+
+@pytest.mark.parametrize("document", GOOD.values(), ids=GOOD.keys())
+def test_sound_evidence_of_an_odd_look_is_accepted(document: bytes) -> None:
+    _verify(document)
+
+
+def test_a_certificate_whose_s_has_47_bytes_is_accepted() -> None:
+    form, issuer = NITRO_FORMS["leaf"], NITRO_FORMS["instance"].name
+    s = P384_ORDER
+    while s >= 1 << 376:
+        leaf = make_certificate(form, key=LEAF, issuer_name=issuer, issuer_key=PKI.keys["instance"])
+        _, s = decode_dss_signature(x509.load_der_x509_certificate(leaf).signature)
+    _verify(_with(certificate=leaf))
 
 
 # Whatever the bytes are: our own refusal, or the sound document's own content

@@ -11,12 +11,21 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation.chain import AWS_ROOT_SHA256, CLOCK_LEEWAY, Chain, Root, aws_root, load_root, verify_chain
 from attestation.errors import ClockOutOfStep, MalformedInput, UntrustedChain
 
-from .documents import MADE_AT, Pki, from_year_zero, make_pki, replace_in_tbs
+from .documents import (
+    MADE_AT,
+    PLACEHOLDER,
+    Pki,
+    compress_key,
+    duplicate_key_usage,
+    from_year_zero,
+    make_pki,
+    replace_in_tbs,
+)
 
 SOUND = make_pki()
 SECOND = timedelta(seconds=1)
@@ -79,20 +88,6 @@ def test_accepts(changes: Any) -> None:
 
 
 _UNKNOWN_CRITICAL = ((x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"\x05\x00"), True),)
-_PLACEHOLDER = ((x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.99"), b"\x03\x02\x07\x80"), False),)
-
-
-def _duplicate_key_usage(tbs: bytes) -> bytes:
-    return tbs.replace(bytes.fromhex("0603551d63"), bytes.fromhex("0603551d0f"))
-
-
-def _compress_key(tbs: bytes) -> bytes:
-    start = tbs.index(bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200"))
-    spki = tbs[start : start + 0x78]
-    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), spki[-97:])
-    point = key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
-    compressed = bytes.fromhex("3046301006072a8648ce3d020106052b81040022033200") + point
-    return replace_in_tbs(spki, compressed)(tbs)
 
 
 def _v1(tbs: bytes) -> bytes:
@@ -120,18 +115,18 @@ UNSOUND: dict[str, tuple[Mapping[str, Mapping[str, Any]], str]] = {
     "unknown critical extension in the leaf": ({"leaf": {"extensions": _UNKNOWN_CRITICAL}}, "critical extensions"),
     "unknown critical extension in a CA": ({"zonal": {"extensions": _UNKNOWN_CRITICAL}}, "critical extensions"),
     "duplicate extension in the leaf": (
-        {"leaf": {"extensions": _PLACEHOLDER, "edit": _duplicate_key_usage}}, "Duplicate 2.5.29.15",
+        {"leaf": {"extensions": PLACEHOLDER, "edit": duplicate_key_usage}}, "Duplicate 2.5.29.15",
     ),
     "duplicate extension in a CA": (
-        {"zonal": {"extensions": _PLACEHOLDER, "edit": _duplicate_key_usage}}, "Duplicate 2.5.29.15",
+        {"zonal": {"extensions": PLACEHOLDER, "edit": duplicate_key_usage}}, "Duplicate 2.5.29.15",
     ),
     "leaf key on P-256": ({"leaf": {"curve": ec.SECP256R1()}}, "not on P-384"),
     "leaf key on secp256k1": ({"leaf": {"curve": ec.SECP256K1()}}, "not on P-384"),
     "leaf key on brainpoolP384r1": ({"leaf": {"curve": ec.BrainpoolP384R1()}}, "not on P-384"),
     "CA key on P-256": ({"instance": {"curve": ec.SECP256R1()}}, "not on P-384"),
     "CA key on P-521": ({"instance": {"curve": ec.SECP521R1()}}, "not on P-384"),
-    "leaf key in compressed form": ({"leaf": {"edit": _compress_key}}, "uncompressed"),
-    "CA key in compressed form": ({"zonal": {"edit": _compress_key}}, "uncompressed"),
+    "leaf key in compressed form": ({"leaf": {"edit": compress_key}}, "uncompressed"),
+    "CA key in compressed form": ({"zonal": {"edit": compress_key}}, "uncompressed"),
     "leaf signed with SHA-256": ({"leaf": {"hash": hashes.SHA256()}}, "not ecdsa-with-SHA384"),
     "CA signed with SHA-256": ({"zonal": {"hash": hashes.SHA256()}}, "not ecdsa-with-SHA384"),
     "CA signed with SHA-224": ({"zonal": {"hash": hashes.SHA224()}}, "not ecdsa-with-SHA384"),
@@ -155,7 +150,7 @@ def test_refuses_an_unsound_chain(changes: Any, reason: str) -> None:
 
 
 def test_the_edits_of_the_factory_leave_a_certificate_sound_that_they_do_not_change() -> None:
-    _verify(make_pki(leaf={"edit": bytes, "extensions": _PLACEHOLDER}, zonal={"edit": bytes}))
+    _verify(make_pki(leaf={"edit": bytes, "extensions": PLACEHOLDER}, zonal={"edit": bytes}))
 
 
 _BUNDLES: dict[str, Any] = {
