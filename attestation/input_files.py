@@ -14,6 +14,7 @@ from .errors import MalformedInput
 from .files import naming, read_limited
 from .limits import MAX_CERTIFICATE_PEM, MAX_MEASUREMENTS_FILE, MAX_POLICY
 from .measurements import Measurements, load_measurements
+from .panics import reraise_interrupt
 from .policy import Policy, parse_policy
 
 
@@ -53,5 +54,6 @@ def read_certificate(path: Path) -> bytes:
             return x509.load_der_x509_certificate(raw).public_bytes(Encoding.DER)
         (certificate,) = x509.load_pem_x509_certificates(raw)
         return certificate.public_bytes(Encoding.DER)
-    except Exception as error:  # cryptography raises many types on malformed certificates
+    except BaseException as error:  # cryptography raises many types on malformed certificates
+        reraise_interrupt(error)
         raise MalformedInput(f"{path}: no certificate", expected="one, in PEM or DER", actual=error) from error

@@ -41,6 +41,7 @@ from .files import read_limited
 from .input_files import read_certificate, read_measurements, read_policy
 from .limits import MAX_CERTIFICATE_PEM, PCR_SIZE
 from .measurements import signer_pcr
+from .panics import reraise_interrupt
 from .verifier import archived_time
 
 MAX_AGE = timedelta(days=36500)  # timedelta overflows somewhere above
@@ -167,7 +168,8 @@ def _public_key(text: str) -> bytes:
     try:
         key = load_pem_public_key(raw) if raw.startswith(b"-----BEGIN") else load_der_public_key(raw)
         return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except Exception as error:  # ValueError, UnsupportedAlgorithm
+    except BaseException as error:  # ValueError, UnsupportedAlgorithm
+        reraise_interrupt(error)
         raise MalformedInput("--public-key: no public key", expected="SPKI in DER or PEM", actual=error) from error
 
 

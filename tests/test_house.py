@@ -58,7 +58,7 @@ def test_no_address_of_a_registry_or_mirror_is_built_in() -> None:
     hosts = re.compile(r"(deb|security|snapshot|ftp)\.debian\.org|pypi\.org|pythonhosted|crates\.io|npmjs")
     places = []
     for path in tracked_files():
-        if path == Path(__file__).resolve() or path.suffix in (".wasm", ".pem"):
+        if path == Path(__file__).resolve() or path.suffix in (".wasm", ".pem") or "fuzz_corpus" in path.parts:
             continue
         places += [f"{path.relative_to(TOP)}: {line}" for line in path.read_text().splitlines() if hosts.search(line)]
     assert not places
