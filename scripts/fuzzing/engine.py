@@ -58,7 +58,8 @@ class _Session:
                     data = change_bytes(data, random)
                 case _ if self._target.mutate is not None:
                     data = self._target.mutate(data, random)
-        return data[:largest]
+            data = data[:largest]  # each time: atheris.Mutate takes no more
+        return data
 
 
 def main() -> None:
