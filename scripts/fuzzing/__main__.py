@@ -25,7 +25,7 @@ DEFAULT_MINUTES = 2.0
 def replay(target: Target, path: Path) -> int:
     """Run one input again; show what is wrong with it."""
     data = read_limited(path, limit=MAX_INPUT, what="input")
-    faulthandler.dump_traceback_later(HARD_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(HARD_SECONDS, exit=True, file=sys.__stderr__)
     with bounded_memory():
         finding = judge(target, data)
     faulthandler.cancel_dump_traceback_later()

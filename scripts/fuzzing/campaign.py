@@ -19,6 +19,7 @@ from .seeds import CORPUS
 from .target import MEMORY, TOP, Target
 
 HARD_SECONDS = 30  # of wall time for one input, even in a library that no Python signal interrupts
+GRACE_SECONDS = 300  # beyond its time: a busy machine takes more than a minute to load and instrument everything
 MAX_DEATHS = 10  # times that an input takes the fuzzing process down before we give up
 _DONE = re.compile(r"^(?:stat::number_of_executed_units:\s+|#)(\d+)", re.MULTILINE)
 _COVERAGE = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")
@@ -77,7 +78,8 @@ def fuzz(
             break
         if _times(findings) == earlier:
             say(log[-2000:])
-            raise EnvironmentLacks("the fuzzer failed", actual=f"exit code {done}")
+            late = f"no end within {GRACE_SECONDS} s beyond its time"
+            raise EnvironmentLacks("the fuzzer failed", actual=late if done == -signal.SIGKILL else f"exit code {done}")
         say(f"the process ended with {done}: an input took it down")
     found = tuple(path for path, changed in _times(findings).items() if before.get(path) != changed)
     return Result(target.name, inputs, time.monotonic() - started, edges, kept, found)
@@ -93,7 +95,7 @@ def _run_engine(arguments: list[str], seconds: float | None) -> tuple[int, str]:
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(command, cwd=TOP, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            code = process.wait(None if seconds is None else seconds + 2 * HARD_SECONDS)
+            code = process.wait(None if seconds is None else seconds + GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             code = -signal.SIGKILL
         finally:

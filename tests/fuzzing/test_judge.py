@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from attestation.errors import EXIT_OK, EXIT_REFUSED, EXIT_USAGE
 from scripts.fuzzing import findings
+from scripts.fuzzing.__main__ import main
 from scripts.fuzzing.campaign import fuzz
 from scripts.fuzzing.mutations import change_bytes
-from scripts.fuzzing.target import TOP, bounded_memory, judge
+from scripts.fuzzing.target import bounded_memory, judge
 from scripts.fuzzing.targets import TARGETS
 
 from . import planted
@@ -69,20 +70,26 @@ def test_names_of_findings_are_safe_in_a_shell() -> None:
     assert findings.file_name("Err\n; rm -rf / \x1b", b"") == "Err-rm-rf--e3b0c44298fc"
 
 
-def _run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.fuzzing", *words]
-    return subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False, timeout=60)
+def test_the_command_lists_its_targets_and_replays_an_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["scripts/fuzz", *words])
+        return main()
 
-
-def test_the_command_lists_its_targets_and_replays_an_input(tmp_path: Path) -> None:
-    listed = _run()
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(TARGETS)
+    assert run() == EXIT_OK
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(TARGETS)
     good = tmp_path / "good"
     good.write_bytes(b"\0")
-    assert _run("evidence", "--replay", str(good)).returncode == 0
-    missing = _run("evidence", "--replay", str(tmp_path / "missing"))
-    assert (missing.returncode, missing.stderr.count("error:")) == (2, 1)
-    assert _run("nothing").returncode == 2
+    assert run("evidence", "--replay", str(good)) == EXIT_OK
+    assert run("evidence", "--replay", str(tmp_path / "missing")) == EXIT_USAGE
+    assert capsys.readouterr().err.count("error:") == 1
+    with pytest.raises(SystemExit, match="2"):
+        run("nothing")
+    monkeypatch.setitem(TARGETS, "leak", PLANTED["leak"])
+    good.write_bytes(b"%")
+    assert run("leak", "--replay", str(good)) == EXIT_REFUSED
+    assert "ValueError at planted.py" in capsys.readouterr().err
 
 
 @has_atheris
