@@ -16,7 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from attestation.files import naming, read_limited
-from attestation.measurements import Measurements, measure_image
+from attestation.measurements import Measurements, Measurer
 
 from .errors import MalformedEif
 
@@ -92,8 +92,18 @@ class Eif:
 
     @property
     def measurements(self) -> Measurements:
-        """PCR0, PCR1 and PCR2 as the NSM will report them."""
-        return measure_image(kernel=self.kernel, cmdline=self.cmdline, ramdisks=self.ramdisks)
+        """PCR0, PCR1 and PCR2 as the NSM will report them: the contents in file order."""
+        measurer, ramdisks = Measurer(), 0
+        for section in self.sections:
+            match section.type:
+                case SectionType.KERNEL:
+                    measurer.kernel(section.data)
+                case SectionType.CMDLINE:
+                    measurer.cmdline(section.data)
+                case SectionType.RAMDISK:
+                    measurer.ramdisk(ramdisks, section.data)
+                    ramdisks += 1
+        return measurer.measurements()
 
 
 def _header_crc(header: bytes) -> int:

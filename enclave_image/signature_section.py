@@ -19,6 +19,7 @@ from attestation import cbor
 from attestation.cose import HEADER_ALGORITHM, Algorithm, Sign1, parse_sign1
 from attestation.errors import AttestationError
 from attestation.limits import MAX_CERTIFICATE_PEM
+from attestation.panics import reraise_interrupt
 
 from .eif import MAX_SIGNATURE
 from .errors import BadImageSignature, MalformedEif
@@ -73,7 +74,8 @@ def load_certificate(pem: bytes) -> x509.Certificate:
         certificate.subject.rfc4514_string()
         list(certificate.extensions)
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    except Exception as error:  # the library raises many types on hostile certificates
+    except BaseException as error:  # the library raises many types on hostile certificates
+        reraise_interrupt(error)
         raise MalformedEif("the signing certificate is not readable", actual=error) from error
     return certificate
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestation.measurements import measure_image
 from enclave_image.eif import SectionType, read_eif, write_eif
 from enclave_image.errors import MalformedEif
 
@@ -81,3 +82,15 @@ def test_any_change_is_refused_or_is_none(position: int, patch: bytes) -> None:
 def test_any_bytes_raise_only_our_error(raw: bytes) -> None:
     with pytest.raises(MalformedEif):
         read_eif(b".eif\x00\x04" + raw)
+
+
+def test_measures_in_file_order_as_the_loaders_do() -> None:
+    parts = [
+        (SectionType.CMDLINE, b"console"),
+        (SectionType.KERNEL, b"kernel"),
+        (SectionType.METADATA, b"{}"),
+        (SectionType.RAMDISK, b"boot"),
+        (SectionType.RAMDISK, b"application"),
+    ]
+    turned = measure_image(kernel=b"console", cmdline=b"kernel", ramdisks=[b"boot", b"application"])
+    assert read_eif(write_eif(parts)).measurements == turned
