@@ -8,6 +8,8 @@ ignores trailing bytes, takes integers in any width, and turns tags into dates, 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from .errors import MalformedEvidence
 
 MAX_DEPTH = 4  # containers in one another; a document's payload has 2
@@ -21,6 +23,13 @@ _BREAK = b"\xff"
 _SIMPLE_VALUES = {20: False, 21: True, 22: None}
 
 
+class _Asked(NamedTuple):
+    """What the caller of `decode` wants."""
+
+    what: str
+    max_items: int
+
+
 def decode(raw: bytes, *, what: str, open_map: bool = False, max_items: int = MAX_ITEMS) -> Value:
     """Return the one item that `raw` is; raise MalformedEvidence, saying where.
 
@@ -28,103 +37,104 @@ def decode(raw: bytes, *, what: str, open_map: bool = False, max_items: int = MA
     outermost item to be an indefinite-length map, as AWS writes the payload since December 2025. `max_items` is the
     most entries of one array or map.
     """
-    reader = _Reader(raw, what, max_items)
-    value = reader.open_map() if open_map and raw[:1] == b"\xbf" else reader.item(depth=0)
-    if reader.offset != len(raw):
-        raise reader.error("bytes after the item")
+    asked = _Asked(what, max_items)
+    if open_map and raw[:1] == b"\xbf":
+        value, offset = _open_map(raw, asked)
+    else:
+        value, offset = _item(raw, 0, 0, asked)
+    if offset != len(raw):
+        raise _error(asked, "bytes after the item", offset)
     return value
 
 
-class _Reader:
-    def __init__(self, raw: bytes, what: str, max_items: int) -> None:
-        self._raw = raw
-        self._what = what
-        self._max_items = max_items
-        self.offset = 0
+# Each reader takes an offset and returns a value with the offset behind it: a document has some seventy items, and
+# these are the few lines of Python that all of them pass through.
 
-    def error(self, what: str) -> MalformedEvidence:
-        return MalformedEvidence(f"{self._what}: {what} at byte {self.offset}")
 
-    def _take(self, size: int) -> bytes:
-        if size > len(self._raw) - self.offset:
-            raise self.error("truncated")
-        taken = self._raw[self.offset : self.offset + size]
-        self.offset += size
-        return taken
-
-    def _head(self) -> tuple[int, int]:
-        """Read a major type and its argument (RFC 8949 3)."""
-        start = self.offset
-        (first,) = self._take(1)
-        major, info = first >> 5, first & 0x1F
-        if info < 24:
-            return major, info
-        if info > 27:
-            self.offset = start
-            raise self.error("indefinite length or break" if info == _INDEFINITE else "reserved head")
-        width: int = 1 << (info - 24)
-        argument = int.from_bytes(self._take(width), "big")
-        if argument < (24 if width == 1 else 1 << (4 * width)):  # RFC 8949 4.1: the shortest form
-            self.offset = start
-            raise self.error("head not in its shortest form")
-        return major, argument
-
-    def item(self, *, depth: int) -> Value:
-        start = self.offset
-        major, argument = self._head()
-        match major:  # RFC 8949 3.1
-            case 0:
-                return argument
-            case 1:
-                return -1 - argument
-            case 2:
-                return self._take(argument)
-            case 3:
-                return self._text(argument)
-            case 4:
-                self._enter(argument, depth)
-                return tuple(self.item(depth=depth + 1) for _ in range(argument))
-            case 5:
-                self._enter(argument, depth)
-                entries: dict[Value, Value] = {}
-                for _ in range(argument):
-                    self._entry(entries, depth + 1)
-                return entries
-            case 7 if argument in _SIMPLE_VALUES and self.offset == start + 1:
-                return _SIMPLE_VALUES[argument]
-        self.offset = start
-        raise self.error("tag" if major == _TAG else "float or unknown simple value")
-
-    def open_map(self) -> Value:
-        """Read a map `bf ... ff`; what is in it is definite."""
-        self.offset = 1
+def _item(raw: bytes, start: int, depth: int, asked: _Asked) -> tuple[Value, int]:
+    if start >= len(raw):
+        raise _error(asked, "truncated", start)
+    first, offset = raw[start], start + 1
+    major, argument = first >> 5, first & 0x1F  # RFC 8949 3: major type and argument
+    if argument >= 24:
+        argument, offset = _long_argument(raw, argument, start, asked)
+    if major == 2 or major == 3:  # RFC 8949 3.1
+        end = offset + argument
+        if end > len(raw):
+            raise _error(asked, "truncated", offset)
+        if major == 2:
+            return raw[offset:end], end
+        return _text(raw, offset, end, asked), end
+    if major == 0:
+        return argument, offset
+    if major == 1:
+        return -1 - argument, offset
+    if major == 4:
+        _enter(argument, depth, asked, offset)
+        items: list[Value] = []
+        for _ in range(argument):
+            value, offset = _item(raw, offset, depth + 1, asked)
+            items.append(value)
+        return tuple(items), offset
+    if major == 5:
+        _enter(argument, depth, asked, offset)
         entries: dict[Value, Value] = {}
-        while self._raw[self.offset : self.offset + 1] != _BREAK:
-            if len(entries) == self._max_items:
-                raise self.error("too many entries")
-            self._entry(entries, 1)
-        self.offset += 1
-        return entries
+        for _ in range(argument):
+            offset = _entry(entries, raw, offset, depth + 1, asked)
+        return entries, offset
+    if major == 7 and argument in _SIMPLE_VALUES and offset == start + 1:
+        return _SIMPLE_VALUES[argument], offset
+    raise _error(asked, "tag" if major == _TAG else "float or unknown simple value", start)
 
-    def _entry(self, entries: dict[Value, Value], depth: int) -> None:
-        start = self.offset
-        key = self.item(depth=depth)
-        if type(key) is not int and type(key) is not str:
-            self.offset = start
-            raise self.error("map key is neither integer nor text")
-        if key in entries:
-            self.offset = start
-            raise self.error("duplicate map key")
-        entries[key] = self.item(depth=depth)
 
-    def _text(self, size: int) -> str:
-        try:
-            return self._take(size).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self.error("text is not UTF-8") from error
+def _long_argument(raw: bytes, info: int, start: int, asked: _Asked) -> tuple[int, int]:
+    """Read the argument that stands behind a head's first byte."""
+    if info > 27:
+        raise _error(asked, "indefinite length or break" if info == _INDEFINITE else "reserved head", start)
+    width: int = 1 << (info - 24)
+    end = start + 1 + width
+    if end > len(raw):
+        raise _error(asked, "truncated", start + 1)
+    argument = raw[start + 1] if width == 1 else int.from_bytes(raw[start + 1 : end], "big")
+    if argument < (24 if width == 1 else 1 << (4 * width)):  # RFC 8949 4.1: the shortest form
+        raise _error(asked, "head not in its shortest form", start)
+    return argument, end
 
-    def _enter(self, items: int, depth: int) -> None:
-        if depth >= MAX_DEPTH:
-            raise self.error("nested too deep")
-        if items > self._max_items:
-            raise self.error("too many entries")
+
+def _open_map(raw: bytes, asked: _Asked) -> tuple[Value, int]:
+    """Read a map `bf ... ff`; what is in it is definite."""
+    offset = 1
+    entries: dict[Value, Value] = {}
+    while raw[offset : offset + 1] != _BREAK:
+        if len(entries) == asked.max_items:
+            raise _error(asked, "too many entries", offset)
+        offset = _entry(entries, raw, offset, 1, asked)
+    return entries, offset + 1
+
+
+def _entry(entries: dict[Value, Value], raw: bytes, start: int, depth: int, asked: _Asked) -> int:
+    key, offset = _item(raw, start, depth, asked)
+    if type(key) is not int and type(key) is not str:
+        raise _error(asked, "map key is neither integer nor text", start)
+    if key in entries:
+        raise _error(asked, "duplicate map key", start)
+    entries[key], offset = _item(raw, offset, depth, asked)
+    return offset
+
+
+def _text(raw: bytes, start: int, end: int, asked: _Asked) -> str:
+    try:
+        return raw[start:end].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _error(asked, "text is not UTF-8", end) from error
+
+
+def _enter(items: int, depth: int, asked: _Asked, offset: int) -> None:
+    if depth >= MAX_DEPTH:
+        raise _error(asked, "nested too deep", offset)
+    if items > asked.max_items:
+        raise _error(asked, "too many entries", offset)
+
+
+def _error(asked: _Asked, error: str, offset: int) -> MalformedEvidence:
+    return MalformedEvidence(f"{asked.what}: {error} at byte {offset}")

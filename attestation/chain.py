@@ -18,13 +18,17 @@ from itertools import pairwise
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import SignatureAlgorithmOID
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store
 
+from .chain_cache import ChainCache
+from .chain_certificate import ChainCertificate, Link, check_algorithms, load_certificate
+from .der import read_fields
 from .errors import ClockOutOfStep, MalformedInput, UntrustedChain, escape
 from .limits import MAX_CERTIFICATE_PEM
 from .panics import reraise_interrupt
+
+__all__ = ["CLOCK_LEEWAY", "Chain", "ChainCache", "Link", "Root", "aws_root", "load_root", "verify_chain"]
 
 CLOCK_LEEWAY = timedelta(seconds=5)  # leaves are not backdated: a clock that is a little slow meets one from the future
 
@@ -40,20 +44,23 @@ class Root:
     certificate: bytes = field(repr=False)  # DER
     name: str
     development: bool  # whatever is not AWS's root G1
+    _parsed: ChainCertificate | None = field(default=None, init=False, repr=False, compare=False)
+
+    def load(self) -> ChainCertificate:
+        """Return the certificate, parsed once; raise UntrustedChain if it is none of the needed form."""
+        if self._parsed is None:
+            object.__setattr__(self, "_parsed", load_certificate(self.certificate, "root"))
+        assert self._parsed is not None
+        return self._parsed
+
+    def __reduce__(self) -> tuple[type[Root], tuple[bytes, str, bool]]:
+        """Go to another process as bytes: a parsed certificate cannot."""
+        return Root, (self.certificate, self.name, self.development)
 
     @property
     def fingerprint(self) -> bytes:
         """SHA-256 of the DER."""
         return hashlib.sha256(self.certificate).digest()
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One certificate of a verified chain, as it is told to a reader."""
-
-    subject: str  # RFC 4514
-    not_before: datetime
-    not_after: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +93,13 @@ def load_root(pem: bytes) -> Root:
         if len(certificates) != 1:
             raise ValueError(f"{len(certificates)} certificates")
         certificate = certificates[0]
-        _check_algorithms(certificate)
+        der = certificate.public_bytes(Encoding.DER)
+        check_algorithms(certificate, read_fields(der)[2])
         certificate.verify_directly_issued_by(certificate)
         if not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             raise ValueError("no CA certificate")
         certificate.not_valid_before_utc, certificate.not_valid_after_utc  # noqa: B018 -- DER has a year 0
         name = escape(certificate.subject.rfc4514_string())
-        der = certificate.public_bytes(Encoding.DER)
     except BaseException as error:  # cryptography raises many types on malformed certificates
         reraise_interrupt(error)
         raise MalformedInput(
@@ -102,33 +109,71 @@ def load_root(pem: bytes) -> Root:
 
 
 def verify_chain(
-    leaf: bytes, cabundle: Sequence[bytes], *, roots: Sequence[Root], at: datetime, made_at: datetime
+    leaf: bytes,
+    cabundle: Sequence[bytes],
+    *,
+    roots: Sequence[Root],
+    at: datetime,
+    made_at: datetime,
+    links: ChainCache | None = None,
 ) -> Chain:
     """Verify that `leaf` chains to one of `roots` at the time `at`; raise UntrustedChain or ClockOutOfStep.
 
     `cabundle` runs from the root to the leaf's issuer. Its first entry only tells which of the chosen roots is meant:
-    what anchors the path is ours. `made_at`, the document's own time, only tells the two errors apart.
+    what anchors the path is ours. `made_at`, the document's own time, only tells the two errors apart. `links` makes
+    it faster for chains whose upper part, or the whole of which, was found sound before; it changes no result.
     """
     root = _choose_root(cabundle[0] if cabundle else b"", roots)
-    anchor, *intermediates = [_load(root.certificate, "root")] + [
-        _load(der, f"cabundle[{index}]") for index, der in enumerate(cabundle) if index
-    ]
-    certificate = _load(leaf, "certificate")
-    path = [certificate, *reversed(intermediates), anchor]
-    _check_order(path)
-    window = Window(max(c.not_valid_before_utc for c in path), min(c.not_valid_after_utc for c in path))
+    if links is not None:
+        chain = _verify_remembered(root, (root.certificate, *cabundle[1:], leaf), links, at=at)
+        if chain is not None:
+            return chain
+    certificates = [root.load()]
+    certificates += [load_certificate(der, f"cabundle[{index}]") for index, der in enumerate(cabundle) if index]
+    certificates.append(load_certificate(leaf, "certificate"))
+    _check_order(certificates)
+    window = Window.of(certificates)
     moment = window.nearest(at)
     if not window.contains(moment):
-        _validate(path, at=window.nearest(made_at))  # raises unless time is all that is wrong
+        _validate(certificates, at=window.nearest(made_at))  # raises unless time is all that is wrong
         raise ClockOutOfStep(
             f"the certificates are {'not yet' if at < window.not_before else 'no longer'} valid at the time given",
             expected=str(window),
             actual=_text(at),
             hint="check this machine's clock" + ("" if at < window.not_before else "; for archived evidence give --at"),
         )
-    key = _validate(path, at=moment)
-    links = tuple(Link(c.subject.rfc4514_string(), c.not_valid_before_utc, c.not_valid_after_utc) for c in path)
-    return Chain(root, links, key)
+    key = _validate(certificates, at=moment)
+    if links is not None:
+        links.add(certificates)
+    return _chain(root, certificates, key)
+
+
+def _verify_remembered(root: Root, path: tuple[bytes, ...], links: ChainCache, *, at: datetime) -> Chain | None:
+    """Verify a path (DER, root first) below its longest head that is known to be sound; None if it must be done whole.
+
+    None is no refusal. Whatever is not as it should be here is found again, and said, where nothing is remembered.
+    """
+    head = links.find(path)
+    if not head:
+        return None
+    try:
+        certificates = [*head, *(load_certificate(der, "certificate") for der in path[len(head) :])]
+        window = Window.of(certificates)  # of the head too, at every use
+        moment = window.nearest(at)
+        if not window.contains(moment):
+            return None
+        if len(head) == len(path):
+            return _chain(root, certificates, _key(certificates[-1]))
+        _check_order(certificates)
+        key = _validate(certificates[len(head) - 1 :], at=moment)
+    except UntrustedChain:
+        return None
+    links.add(certificates)
+    return _chain(root, certificates, key)
+
+
+def _chain(root: Root, certificates: Sequence[ChainCertificate], key: ec.EllipticCurvePublicKey) -> Chain:
+    return Chain(root, tuple([certificate.link for certificate in reversed(certificates)]), key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +182,12 @@ class Window:
 
     not_before: datetime
     not_after: datetime
+
+    @classmethod
+    def of(cls, certificates: Sequence[ChainCertificate]) -> Window:
+        """Return the time in which all of these are valid; it is empty if they never are at once."""
+        links = [certificate.link for certificate in certificates]
+        return cls(max([link.not_before for link in links]), min([link.not_after for link in links]))
 
     def contains(self, moment: datetime) -> bool:
         """Whether the whole chain is valid then."""
@@ -167,36 +218,28 @@ def _choose_root(first: bytes, roots: Sequence[Root]) -> Root:
     )
 
 
-def _load(der: bytes, place: str) -> x509.Certificate:
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        certificate.subject, certificate.issuer, certificate.extensions  # noqa: B018 -- parsed when first read
-        certificate.not_valid_before_utc, certificate.not_valid_after_utc  # noqa: B018 -- DER has a year 0
-    except BaseException as error:  # ValueError, InvalidVersion, UnsupportedAlgorithm, DuplicateExtension, ...
-        reraise_interrupt(error)
-        raise UntrustedChain(f"{place}: no X.509 certificate", actual=error) from error
-    return certificate
-
-
-def _check_order(path: Sequence[x509.Certificate]) -> None:
-    """Check that each certificate names the next as its issuer, and none appears twice.
+def _check_order(certificates: Sequence[ChainCertificate]) -> None:
+    """Check that each certificate (root first) names the one before as its issuer, and no two have one name.
 
     With that there is one path at most: cryptography has no budget for the paths that it tries.
     """
-    for position, (certificate, issuer) in enumerate(pairwise(path)):
+    for position, (issuer, certificate) in enumerate(pairwise(certificates), start=1):
         if certificate.issuer != issuer.subject:
             raise UntrustedChain(
-                f"certificate {position} of the chain was issued by another than the next one",
-                expected=certificate.issuer.rfc4514_string(),
-                actual=issuer.subject.rfc4514_string(),
+                f"certificate {len(certificates) - 1 - position} of the chain was issued by another than the next one",
+                expected=certificate.issuer_name,
+                actual=issuer.link.subject,
             )
-    if len({certificate.subject for certificate in path}) != len(path):
+    if len({certificate.name for certificate in certificates}) != len(certificates):
         raise UntrustedChain("two certificates of the chain have the same subject")
 
 
-def _validate(path: Sequence[x509.Certificate], *, at: datetime) -> ec.EllipticCurvePublicKey:
-    """Validate the path at a time (RFC 5280 6.1) and return the leaf's key; raise UntrustedChain."""
-    leaf, *intermediates, anchor = path
+def _validate(certificates: Sequence[ChainCertificate], *, at: datetime) -> ec.EllipticCurvePublicKey:
+    """Validate the path below the first certificate at a time (RFC 5280 6.1); return the last one's key.
+
+    Raises UntrustedChain.
+    """
+    leaf, *intermediates, anchor = [certificate.parsed for certificate in reversed(certificates)]
     try:
         verifier = (
             PolicyBuilder()
@@ -207,37 +250,33 @@ def _validate(path: Sequence[x509.Certificate], *, at: datetime) -> ec.EllipticC
             .build_client_verifier()
         )
         verified = verifier.verify(leaf, intermediates)
-        key = leaf.public_key()
     except BaseException as error:  # VerificationError; on malformed certificates also ValueError and others
         reraise_interrupt(error)
         raise UntrustedChain("the certificates do not form a valid chain", actual=error) from error
-    if list(verified.chain) != list(path) or not isinstance(key, ec.EllipticCurvePublicKey):
+    if verified.chain != [leaf, *intermediates, anchor]:
         raise UntrustedChain("the chain that was validated is not the whole cabundle")
+    return _key(certificates[-1])
+
+
+def _key(certificate: ChainCertificate) -> ec.EllipticCurvePublicKey:
+    try:
+        key = certificate.parsed.public_key()
+    except BaseException as error:  # ValueError, UnsupportedAlgorithm
+        reraise_interrupt(error)
+        raise UntrustedChain("the leaf's key cannot be read", actual=error) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise UntrustedChain("the leaf's key is not on P-384")
     return key
 
 
-def _check_algorithms(certificate: x509.Certificate) -> None:
-    """Check that key and signature are P-384 and ECDSA with SHA-384; raise ValueError, as the policies want it."""
-    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
-        raise ValueError(f"signature algorithm is not ecdsa-with-SHA384 but {certificate.signature_algorithm_oid}")
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise ValueError("key is not on P-384")
-    # The one form of RFC 5480 2: a named curve and an uncompressed point.
-    if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) not in certificate.tbs_certificate_bytes:
-        raise ValueError("key is not encoded as a named curve and an uncompressed point")
-
-
-def _require_ca(_: Policy, certificate: x509.Certificate, constraints: x509.BasicConstraints) -> None:
+def _require_ca(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:
     if not constraints.ca:
         raise ValueError("not a CA")
-    _check_algorithms(certificate)
 
 
-def _require_leaf(_: Policy, certificate: x509.Certificate, constraints: x509.BasicConstraints) -> None:
+def _require_leaf(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:
     if constraints.ca:
         raise ValueError("the leaf is a CA")
-    _check_algorithms(certificate)
 
 
 def _require_digital_signature(_: Policy, __: x509.Certificate, usage: x509.KeyUsage) -> None:

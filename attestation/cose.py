@@ -44,6 +44,8 @@ class Algorithm(IntEnum):
         return (self.curve.key_size + 7) // 8
 
 
+_ES384_HEADER = bytes.fromhex("a1013822")  # {1: -35}: the one encoding of what every real document has
+_BY_NUMBER = {algorithm.value: algorithm for algorithm in Algorithm}
 _CURVES: dict[Algorithm, ec.EllipticCurve] = {
     Algorithm.ES256: ec.SECP256R1(),
     Algorithm.ES384: ec.SECP384R1(),
@@ -121,6 +123,8 @@ def parse_sign1(raw: bytes) -> Sign1:
 
 
 def _parse_algorithm(protected: bytes) -> Algorithm | None:
+    if protected == _ES384_HEADER:
+        return Algorithm.ES384
     header = cbor.decode(protected, what="protected header")
     if type(header) is not dict or set(header) != {HEADER_ALGORITHM}:
         raise MalformedEvidence("protected header: not exactly one algorithm", expected="{1: alg}", actual=protected)
@@ -128,6 +132,6 @@ def _parse_algorithm(protected: bytes) -> Algorithm | None:
     if type(name) is int:
         if name == UNSIGNED_ALGORITHM:
             return None
-        if name in set(Algorithm):
-            return Algorithm(name)
+        if name in _BY_NUMBER:
+            return _BY_NUMBER[name]
     raise MalformedEvidence("protected header: unknown algorithm", expected="ES384 (-35)", actual=name)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
 from .chain import Link, Root, verify_chain
+from .chain_cache import ChainCache
 from .cose import Algorithm, Sign1, parse_sign1
 from .demands import Evidence
 from .document import NITRO_ENCLAVE, Document, Profile, parse_document
@@ -32,7 +33,12 @@ class Check:
     """One thing that was found to hold; `point` is its number in the trust argument."""
 
     point: int
-    what: str
+    say: Callable[[], str] = field(repr=False, compare=False)
+
+    @property
+    def what(self) -> str:
+        """The same in words, which are made only for who asks."""
+        return self.say()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,9 @@ class Appraisal:
         return Measurements(self.pcrs[0], self.pcrs[1], self.pcrs[2])
 
 
-def verify(document: bytes, *, expected: Expectations, at: datetime, roots: Sequence[Root]) -> Appraisal:
+def verify(
+    document: bytes, *, expected: Expectations, at: datetime, roots: Sequence[Root], links: ChainCache | None = None
+) -> Appraisal:
     """Verify an attestation document; return what it says, or raise an AttestationError.
 
     A participant is safe to send a secret when all of these hold (`Expectations.for_session` demands 4 to 8):
@@ -76,10 +84,11 @@ def verify(document: bytes, *, expected: Expectations, at: datetime, roots: Sequ
 
     `at` is the time to verify at, timezone-aware: now, for evidence that comes over a connection; the document's own
     (`archived_time`) only for archived evidence. It may be off by `chain.CLOCK_LEEWAY`. The same arguments always have
-    the same result: nothing is read but them. Raises EmptyExpectations where `expected` does not say what may run, and
-    MalformedInput for a naive `at`.
+    the same result: nothing is read but them. `links`, kept from call to call, saves the check of certificates that
+    were found sound before; with it, without it and whatever is in it, the result is the same. Raises EmptyExpectations
+    where `expected` does not say what may run, and MalformedInput for a naive `at`.
     """
-    steps = examine(document, expected=expected, at=at, roots=roots)
+    steps = examine(document, expected=expected, at=at, roots=roots, links=links)
     while True:
         try:
             next(steps)
@@ -89,7 +98,7 @@ def verify(document: bytes, *, expected: Expectations, at: datetime, roots: Sequ
 
 
 def examine(
-    document: bytes, *, expected: Expectations, at: datetime, roots: Sequence[Root]
+    document: bytes, *, expected: Expectations, at: datetime, roots: Sequence[Root], links: ChainCache | None = None
 ) -> Generator[Check, None, Appraisal]:
     """Do what `verify` does, yielding each check once it has passed; the appraisal is the generator's return value."""
     if at.utcoffset() is None:
@@ -99,24 +108,24 @@ def examine(
     sign1 = parse_sign1(document)  # (1)
     _check_envelope(sign1, expected)
     claims = parse_document(sign1.payload, profile=expected.profile)
-    yield Check(1, f"attestation document of {claims.module_id}, made {_text(claims.timestamp)}")
+    yield Check(1, lambda: f"attestation document of {claims.module_id}, made {_text(claims.timestamp)}")
 
     chain = None
     if sign1.algorithm is not None:
-        chain = verify_chain(  # (2)
-            claims.certificate, claims.cabundle, roots=roots, at=at, made_at=claims.timestamp
+        verified = chain = verify_chain(  # (2)
+            claims.certificate, claims.cabundle, roots=roots, at=at, made_at=claims.timestamp, links=links
         )
-        yield Check(2, f"chain to {chain.root.name}, valid at {_text(at)}")
+        yield Check(2, lambda: f"chain to {verified.root.name}, valid at {_text(at)}")
         sign1.verify(chain.key)  # (3)
-        yield Check(3, "signature of the leaf over the payload")
+        yield Check(3, lambda: "signature of the leaf over the payload")
 
     evidence = Evidence(claims, chain, at)
     debug = expected.check_debug(evidence)  # (5): before other demands, as it explains their failure
     expected.require_content(debug=debug)
-    yield Check(5, "debug mode, which was accepted: image not checked" if debug else "not in debug mode")
+    yield Check(5, lambda: "debug mode, which was accepted: image not checked" if debug else "not in debug mode")
     for demand in expected.demands:  # (2) narrowed, (4) to (8), and what else was pinned
         demand.check(evidence)
-        yield Check(demand.point, str(demand))
+        yield Check(demand.point, demand.__str__)
 
     return Appraisal(
         verdict=_verdict(evidence, debug=debug),

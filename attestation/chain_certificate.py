@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""One certificate of a chain: parsed whole, and with the algorithms that Nitro's have (P-384, ECDSA with SHA-384)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
+
+from .der import read_fields, read_plain_name
+from .errors import UntrustedChain
+from .panics import reraise_interrupt
+
+# RFC 5480 2: SubjectPublicKeyInfo of a named curve, secp384r1, up to an uncompressed point's first byte.
+_P384_KEY = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
+_P384_KEY_SIZE = 0x78  # bytes
+
+# Extensions that say nothing of any certificate below but by its depth. Name constraints, policies and whatever is
+# unknown do: a chain with one is checked whole every time.
+_OF_ITSELF = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+        ExtensionOID.CRL_DISTRIBUTION_POINTS,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One certificate of a verified chain, as it is told to a reader."""
+
+    subject: str  # RFC 4514
+    not_before: datetime
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ChainCertificate:
+    """A parsed certificate. Nothing vouches for it yet."""
+
+    der: bytes = field(repr=False)
+    parsed: x509.Certificate = field(repr=False)
+    issuer: bytes = field(repr=False)  # DER of the name
+    subject: bytes = field(repr=False)
+    link: Link
+
+    @property
+    def speaks_of_itself(self) -> bool:
+        """Whether it constrains what is below it by the depth alone."""
+        return all(extension.oid in _OF_ITSELF for extension in self.parsed.extensions)
+
+    @property
+    def name(self) -> object:
+        """What equals another certificate's where their subjects say the same, in whatever string types."""
+        text = self.link.subject
+        return self.parsed.subject if "+" in text else text  # `+`: several values, whose order says nothing
+
+    @property
+    def issuer_name(self) -> str:
+        """The issuer's name for a message."""
+        try:
+            return self.parsed.issuer.rfc4514_string()
+        except BaseException as error:  # ValueError, UnicodeDecodeError
+            reraise_interrupt(error)
+            return self.issuer.hex()
+
+
+def load_certificate(der: bytes, place: str) -> ChainCertificate:
+    """Parse a certificate and check its algorithms; raise UntrustedChain, naming the place."""
+    try:
+        parsed = x509.load_der_x509_certificate(der)
+        issuer, subject, key = read_fields(der)
+        # Read here since cryptography parses them when first read. The issuer's name is not: to be of use it has to
+        # be, byte for byte, the subject of the next certificate. DER has a year 0, datetime has not.
+        parsed.extensions  # noqa: B018
+        name = read_plain_name(subject) or parsed.subject.rfc4514_string()
+        link = Link(name, parsed.not_valid_before_utc, parsed.not_valid_after_utc)
+    except BaseException as error:  # ValueError, InvalidVersion, UnsupportedAlgorithm, DuplicateExtension, ...
+        reraise_interrupt(error)
+        raise UntrustedChain(f"{place}: no X.509 certificate", actual=error) from error
+    try:
+        check_algorithms(parsed, key)
+    except BaseException as error:
+        reraise_interrupt(error)
+        raise UntrustedChain(f"{place}: wrong algorithms", actual=error) from error
+    return ChainCertificate(der, parsed, issuer, subject, link)
+
+
+def check_algorithms(certificate: x509.Certificate, key: bytes) -> None:
+    """Check that key (the certificate's SPKI) and signature are P-384 and ECDSA with SHA-384; raise ValueError.
+
+    Whether the point is on the curve is seen when the key is loaded, which is before it verifies anything.
+    """
+    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
+        raise ValueError(f"signature algorithm is not ecdsa-with-SHA384 but {certificate.signature_algorithm_oid}")
+    if key.startswith(_P384_KEY) and len(key) == _P384_KEY_SIZE:
+        return
+    public = certificate.public_key()
+    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP384R1):
+        raise ValueError("key is not on P-384")
+    raise ValueError("key is not encoded as a named curve and an uncompressed point")
