@@ -82,7 +82,8 @@ NAMES = ("root", "regional", "zonal", "instance", "leaf")
 _STRANGER = ec.generate_private_key(ec.SECP384R1())
 _NAME_CONSTRAINTS = ((x509.NameConstraints([x509.DNSName("permitted.example")], None), True),)
 _FORBIDDEN_NAME = ((x509.SubjectAlternativeName([x509.DNSName("elsewhere.example")]), False),)
-_CONSTRAINED = _reissue(SOUND, "instance", "leaf", instance={"extensions": _NAME_CONSTRAINTS})
+_CONSTRAINED = _reissue(SOUND, "zonal", "instance", "leaf", zonal={"extensions": _NAME_CONSTRAINTS})
+_ZONE = {"name": NITRO_FORMS["zonal"].name}
 _DEEP = make_pki(regional={"path_length": None}, zonal={"path_length": None}, instance={"path_length": None})
 
 # Chains that share as much as possible with one another, sound and not, so that each meets the others' heads.
@@ -102,6 +103,9 @@ PKIS: dict[str, Pki] = {
     "instance by a stranger": _reissue(SOUND, "instance", "leaf", instance={"signed_by": _STRANGER}),
     "constrained": _CONSTRAINED,
     "constrained, leaf with a name": _reissue(_CONSTRAINED, "leaf", leaf={"extensions": _FORBIDDEN_NAME}),
+    "instance of the zone's name": _reissue(
+        SOUND, "instance", "leaf", instance=_ZONE, leaf={"issuer_name": _ZONE["name"]}
+    ),
     "no path lengths": _DEEP,
 }
 AT = [
@@ -210,22 +214,20 @@ def test_what_hangs_below_constraints_on_names_is_validated_whole(monkeypatch: p
     assert isinstance(_case(_CONSTRAINED).run(links), Chain)
     assert counted.lengths == []  # the very same chain
     assert isinstance(_case(_reissue(_CONSTRAINED, "leaf")).run(links), Chain)
-    assert counted.lengths == [2]  # the zone's head is free of them, the instance's is not
+    assert counted.lengths == [3]  # the region's head is free of them, the zone's is not
 
 
 def test_a_head_of_one_depth_does_not_serve_another() -> None:
-    """A CA may be sound above one certificate and not above two: its path length says so."""
-    links = ChainCache()
-    short = _reissue(SOUND, "zonal", zonal={"path_length": 0})
-    leaf = make_certificate(
-        NITRO_FORMS["leaf"], key=_STRANGER, issuer_name=NITRO_FORMS["zonal"].name, issuer_key=short.keys["zonal"]
-    )
-    shallow = Case(leaf, tuple(short.cabundle[:3]), (SOUND.root,))
-    assert isinstance(shallow.run(links), Chain)
-    deep = _reissue(short, "instance", "leaf")
-    result = _case(deep).run(links)
-    assert isinstance(result, UntrustedChain)
-    assert "path length" in str(result)
+    """A CA may be sound above two certificates and not above three: its path length, or that of one above, says so."""
+    for changes in ({"regional": {"path_length": 1}, "zonal": {"path_length": None}}, {"zonal": {"path_length": 0}}):
+        links, pki = ChainCache(), make_pki(**changes)
+        leaf = make_certificate(
+            NITRO_FORMS["leaf"], key=_STRANGER, issuer_name=NITRO_FORMS["zonal"].name, issuer_key=pki.keys["zonal"]
+        )
+        assert isinstance(Case(leaf, tuple(pki.cabundle[:3]), (pki.root,)).run(links), Chain)
+        result = _case(pki, roots=(pki.root,)).run(links)
+        assert isinstance(result, UntrustedChain)
+        assert "path length" in str(result)
 
 
 def test_a_root_that_is_no_longer_chosen_is_not_trusted_out_of_memory() -> None:
