@@ -33,12 +33,12 @@ class Check:
     """One thing that was found to hold; `point` is its number in the trust argument."""
 
     point: int
-    say: Callable[[], str] = field(repr=False, compare=False)
+    words: str | Callable[[], str] = field(repr=False)  # or what makes them, for who asks
 
     @property
     def what(self) -> str:
-        """The same in words, which are made only for who asks."""
-        return self.say()
+        """The same in words."""
+        return self.words if isinstance(self.words, str) else self.words()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +117,12 @@ def examine(
         )
         yield Check(2, lambda: f"chain to {verified.root.name}, valid at {_text(at)}")
         sign1.verify(chain.key)  # (3)
-        yield Check(3, lambda: "signature of the leaf over the payload")
+        yield Check(3, "signature of the leaf over the payload")
 
     evidence = Evidence(claims, chain, at)
     debug = expected.check_debug(evidence)  # (5): before other demands, as it explains their failure
     expected.require_content(debug=debug)
-    yield Check(5, lambda: "debug mode, which was accepted: image not checked" if debug else "not in debug mode")
+    yield Check(5, "debug mode, which was accepted: image not checked" if debug else "not in debug mode")
     for demand in expected.demands:  # (2) narrowed, (4) to (8), and what else was pinned
         demand.check(evidence)
         yield Check(demand.point, demand.__str__)
