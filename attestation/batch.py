@@ -58,11 +58,11 @@ def verify_batch(
     """Verify documents, each as `verify` does; yield for each, in their order, its appraisal or the error it raised.
 
     `documents` is read as results are taken, at most CHUNKS_AHEAD * CHUNK documents a process and CHUNK more ahead of
-    them; nothing is held longer. `processes` is the number to use, by default as many as this process has cores; with 1, or where there
-    are fewer than CHUNK documents, all is done in this one. `entries` is the size of each one's chain cache. Ending
-    early (`close()`, an exception, Ctrl-C) ends the processes, after what each has in hand. An error that `documents`
-    raises itself comes after the results of what it gave before. Raises EmptyExpectations and MalformedInput at once
-    for what concerns all documents, and EnvironmentLacks if processes cannot be started or die.
+    them; nothing is held longer. `processes` is the number to use, by default as many as this process has cores; with
+    1, or where there are fewer than CHUNK documents, all is done in this one. `entries` is the size of each one's chain
+    cache. Ending early (`close()`, an exception, Ctrl-C) ends the processes, after what each has in hand. An error that
+    `documents` raises itself comes after the results of what it gave before. Raises EmptyExpectations and
+    MalformedInput at once for what concerns all documents, and EnvironmentLacks if processes cannot be started or die.
     """
     expected.require_content()
     if at.utcoffset() is None:
