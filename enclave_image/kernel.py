@@ -19,6 +19,7 @@ from attestation.console import say
 from .cache import Cache
 from .debian import open_data, write_tree
 from .errors import BuildFailed
+from .program import build_program, program_key
 from .toolchain import COMPILER, PREFIX, check_log, make_sysroot, sandboxed
 
 RECIPE = "kernel/1"  # part of the cache's key: change it when the steps below change their product
@@ -118,34 +119,19 @@ def build_kernel(
     return cache.demand("kernel", key)
 
 
-def _init_flags(command_line: str) -> list[str]:
-    return [
-        "-std=c11", "-Os", "-static", "-Wall", "-Wextra", "-Werror", "-ffile-prefix-map=/build=.",
-        "-Wl,--build-id=none", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-s",
-        f'-DCOMMAND_LINE="{command_line}"',
-    ]  # fmt: skip
+def _init_defines(command_line: str) -> list[str]:
+    return [f'COMMAND_LINE="{command_line}"']
 
 
 def init_key(*, toolchain_hashes: Sequence[str], command_line: str) -> str:
     """Return the hash of all that /init is made of."""
-    source = hashlib.sha256(INIT_SOURCE.read_bytes()).hexdigest()
-    parts = ["init/1", *sorted(toolchain_hashes), source, *_init_flags(command_line)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    defines = _init_defines(command_line)
+    return program_key("init", INIT_SOURCE.read_bytes(), toolchain_hashes=toolchain_hashes, defines=defines)
 
 
 def build_init(cache: Cache, *, toolchain: Sequence[Path], toolchain_hashes: Sequence[str], command_line: str) -> Path:
     """Return the static /init, with the image's command line compiled in."""
-    source, flags = INIT_SOURCE.read_bytes(), _init_flags(command_line)
-    key = init_key(toolchain_hashes=toolchain_hashes, command_line=command_line)
-    if (found := cache.find("init", key)) is None:
-        with cache.make("init", key) as out:
-            root, log = out.scratch / "root", cache.log("init", key)
-            root.mkdir()
-            say("compiling /init")
-            make_sysroot(root, toolchain)
-            (root / "build/init.c").write_bytes(source)
-            sandboxed(root, [COMPILER, *flags, "-o", "/build/init", "/build/init.c"], what="/init", log=log)
-            check_log(log)
-            shutil.copyfile(root / "build/init", out.product / "init")
-        found = cache.demand("init", key)
-    return found / "init"
+    return build_program(
+        cache, "init", INIT_SOURCE, toolchain=toolchain, toolchain_hashes=toolchain_hashes,
+        defines=_init_defines(command_line),
+    )  # fmt: skip

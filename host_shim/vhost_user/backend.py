@@ -97,10 +97,13 @@ class Backend:
         return more
 
     def _timeout(self) -> float | None:
+        polls = self._session is not None and self._session.polls
+        if not polls and not self._retries and not self._connections.any_waits:
+            return None
         waits = [self._connections.next_deadline()]
         if self._retries:
             waits.append(ACCEPT_RETRY_S)
-        if self._session is not None and self._session.polls:
+        if polls:
             waits.append(POLL_S)
         return min((wait for wait in waits if wait is not None), default=None)
 

@@ -18,9 +18,9 @@ from .packet import (
     SHUTDOWN_RECEIVE,
     SHUTDOWN_SEND,
     Address,
-    Header,
     split,
 )
+from .virtqueue import MAX_CHAIN
 
 
 class State(Enum):
@@ -51,9 +51,10 @@ class Connection:
     """
 
     __slots__ = (
-        "_burst", "_ending", "_eof", "_guest_shut", "_hangup", "_host_deaf", "_owes_credit", "_owes_opening",
+        "_burst", "_ending", "_eof", "_gathered", "_gathered_size", "_guest_shut", "_hangup", "_host_deaf", "_owes_credit", "_owes_opening",
         "_peer_forwarded", "_peer_window", "_sent", "_shut", "_shut_told", "_told", "accepted", "address", "backlog",
-        "forwarded", "queued", "readable", "socket", "state", "window",
+        "forwarded", "queued", "readable", "socket", "state", "waits_for_room",
+        "window",
     )  # fmt: skip
 
     def __init__(self, address: Address, host: socket.socket, *, window: int, accepted: bool) -> None:
@@ -63,6 +64,8 @@ class Connection:
         self.accepted = accepted  # the host opened it, not the guest
         self.state = State.REQUESTED if accepted else State.DIALLING
         self.backlog = bytearray()
+        self._gathered: list[memoryview] = []  # the guest's bytes of this round, still in its memory
+        self._gathered_size = 0
         self.forwarded = 0  # bytes that the host's socket took, or that nobody wants any more
         self._told = 0  # `forwarded` as the guest knows it
         self._sent = 0  # bytes given to the guest
@@ -70,6 +73,7 @@ class Connection:
         self._peer_forwarded = 0
         self.readable = False  # the host's socket may hold bytes (edge-triggered)
         self._hangup = False  # both halves of the host's socket are shut
+        self.waits_for_room = False  # we hear when the host's socket takes bytes again
         self.queued = False  # the device has it on its list of work
         self._ending = False  # the host's end of file is somewhere behind its bytes
         self._eof = False  # the host sends no more
@@ -93,26 +97,37 @@ class Connection:
         self.opened()
         self._owes_opening = RESPONSE
 
-    def learn_credit(self, header: Header) -> None:
+    def learn_credit(self, window: int, forwarded: int) -> None:
         """Every packet of the guest carries its credit (virtio 1.2, 5.10.6.3)."""
-        self._peer_window = header.buf_alloc
-        self._peer_forwarded = header.fwd_cnt
+        self._peer_window = window
+        self._peer_forwarded = forwarded
 
     def owe_credit(self) -> None:
         """Answer the guest's CREDIT_REQUEST."""
         self._owes_credit = True
 
     def take(self, payload: list[memoryview], length: int) -> bool:
-        """Send the guest's bytes on to the host; return False if they exceed its credit."""
-        if len(self.backlog) + length > self.window or self._guest_shut & SHUTDOWN_SEND:
+        """Gather the guest's bytes for `pass_on`; return False if they exceed its credit."""
+        size = self._gathered_size + length
+        if len(self.backlog) + size > self.window or self._guest_shut & SHUTDOWN_SEND:
             return False
+        if len(self._gathered) + len(payload) > MAX_CHAIN:
+            self.pass_on()
+            size = length
+        self._gathered += payload
+        self._gathered_size = size
+        return True
+
+    def pass_on(self) -> None:
+        """Send what was gathered to the host in one call, and keep what its socket does not take."""
+        gathered, size = self._gathered, self._gathered_size
+        self._gathered, self._gathered_size = [], 0
         sent = 0
         if not self.backlog:
-            sent = self._send(payload, length)
-        if sent < length:
-            for view in split(payload, sent)[1]:
+            sent = self._send(gathered, size)
+        if sent < size:
+            for view in split(gathered, sent)[1] if sent else gathered:
                 self.backlog += view
-        return True
 
     def flush(self) -> None:
         """Send what was kept, as far as the host takes it now."""
@@ -157,6 +172,11 @@ class Connection:
             self.socket.shutdown(half)
         except OSError:
             self._hangup = True  # the host has gone already
+
+    @property
+    def owes(self) -> bool:
+        """Whether the guest is to be told something, or the host has bytes that may have credit now."""
+        return self._owes_credit or self.readable or self._shut != self._shut_told
 
     # From the host
 

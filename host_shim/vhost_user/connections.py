@@ -25,7 +25,8 @@ DIAL_RETRY_S = 0.005
 ANSWER_S = 10.0  # seconds for the guest to answer a request of the host's
 FIRST_PORT, LAST_PORT = 1 << 30, (1 << 31) - 1  # of our side, for connections that the host opens
 
-_EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_EDGES_FULL = _EDGES | select.EPOLLOUT  # asked for only while the host's socket is full: each of its reads would wake us
 
 
 class Connections:
@@ -37,7 +38,7 @@ class Connections:
         self._base = base
         self._log = log
         self._reserved = frozenset(reserved)
-        self._table: dict[Address, Connection] = {}
+        self._table: dict[tuple[int, int, int], Connection] = {}  # keys are addresses
         self._waiting: dict[Connection, float] = {}  # until when; for the guest's answer
         self._dialling: dict[Connection, float] = {}  # until when; for a place in the listener's backlog
         self._retry_at = 0.0  # when to try the dialling ones again
@@ -49,7 +50,7 @@ class Connections:
     def __len__(self) -> int:
         return sum(self._open.values())
 
-    def get(self, address: Address) -> Connection | None:
+    def get(self, address: tuple[int, int, int]) -> Connection | None:
         """Return the connection that the guest knows by this address."""
         return self._table.get(address)
 
@@ -114,10 +115,22 @@ class Connections:
         self._windows += window
         return connection
 
+    def pass_on(self, connection: Connection) -> None:
+        """Send the bytes that were gathered from the guest's packets to the host."""
+        connection.pass_on()
+        if connection.backlog and not connection.waits_for_room:
+            connection.waits_for_room = True
+            self._loop.change(connection.socket, _EDGES_FULL)
+        if connection.owes:
+            self.wake(connection)
+
     def _on_events(self, connection: Connection, events: int) -> None:
         connection.notice(events)
         if events & (select.EPOLLOUT | select.EPOLLHUP) and connection.backlog:
             connection.flush()
+            if not connection.backlog:
+                connection.waits_for_room = False
+                self._loop.change(connection.socket, _EDGES)
         if connection.state is State.DRAINING:
             if not connection.backlog:
                 self.close(connection)
@@ -158,6 +171,11 @@ class Connections:
             self.lose(connection)
         self.ready.clear()
 
+    @property
+    def any_waits(self) -> bool:
+        """Whether `expire` may have something to do some day."""
+        return bool(self._dialling or self._waiting)
+
     def next_deadline(self) -> float | None:
         """Return the seconds until `expire` has something to do; None for never."""
         if self._dialling:
@@ -168,8 +186,6 @@ class Connections:
 
     def expire(self, refuse: Callable[[Address], None]) -> None:
         """Try full backlogs again, and give up what waited too long; `refuse` is told what the guest asked for."""
-        if not self._dialling and not self._waiting:
-            return
         now = time.monotonic()
         again = list(self._dialling.items()) if now >= self._retry_at else []
         self._retry_at = now + DIAL_RETRY_S if again else self._retry_at

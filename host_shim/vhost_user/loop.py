@@ -30,6 +30,10 @@ class Loop:
         self._epoll.register(fd, events)
         self._handlers[fd] = handler
 
+    def change(self, source: socket.socket, events: int) -> None:
+        """Hear of other events from now on; those that hold already are told again."""
+        self._epoll.modify(source.fileno(), events)
+
     def remove(self, source: socket.socket | int) -> None:
         """Hear no more of the source; nothing happens if nobody did."""
         fd = source if isinstance(source, int) else source.fileno()
@@ -54,7 +58,8 @@ class Loop:
                 if handler is not None:
                     handler(events)
             busy = service()
-            self._close_discarded()
+            if self._discarded:
+                self._close_discarded()
         self._close_discarded()
 
     def _close_discarded(self) -> None:

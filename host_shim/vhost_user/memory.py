@@ -32,7 +32,9 @@ class Memory:
     """
 
     def __init__(self, regions: Sequence[Region]) -> None:
-        self._guest = tuple((r.guest, r.guest + r.size, r.view) for r in regions)
+        # The largest first: nearly everything lies there.
+        by_size = sorted(regions, key=lambda region: -region.size)
+        self._guest = tuple((r.guest, r.guest + r.size, r.view) for r in by_size)
         self._user = tuple((r.user, r.user + r.size, r.view) for r in regions)
 
     def view(self, address: int, length: int) -> memoryview:

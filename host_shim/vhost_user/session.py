@@ -52,7 +52,8 @@ class Session:
     @property
     def polls(self) -> bool:
         """Whether a running ring has no kick descriptor and must be looked at now and then."""
-        return self._device.running and any(ring.kick is None for ring in self._rings)
+        receive, transmit = self._rings
+        return (receive.kick is None or transmit.kick is None) and self._device.running
 
     def receive(self) -> None:
         """Obey every message that has come; raises EOFError when QEMU has gone, FrontendFault when it errs."""

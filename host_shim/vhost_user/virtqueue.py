@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from array import array
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from .errors import GuestFault
 from .memory import Memory
@@ -24,6 +27,8 @@ _DESCRIPTOR = struct.Struct("<QIHH")  # address, length, flags, next
 _BARRIER = threading.Lock()
 
 Views = list[memoryview]
+Chain = tuple[int, Views, Views]  # its head, what the device may read, what it may write
+Place = TypeVar("Place")
 
 
 def full_barrier() -> None:
@@ -46,7 +51,7 @@ class Layout:
 
 
 class Virtqueue:
-    """One started ring: take chains with `pop`, hand them back with `push`, make that visible with `publish`."""
+    """One started ring: take chains with `take`, hand them back with `push`, make that visible with `publish`."""
 
     def __init__(self, memory: Memory, layout: Layout, *, base: int, event_idx: bool, call: int | None) -> None:
         """Raises GuestFault where a part of the ring is not in the guest's memory."""
@@ -65,27 +70,57 @@ class Virtqueue:
         self._filled = self._shown = self._used[1]
         self._armed = True
 
-    def pop(self) -> tuple[int, Views, Views] | None:
-        """Take the next chain: its head, what the device may read and what it may write; None when there is none."""
+    def take(self, count: int) -> list[Chain]:
+        """Take the next chains, `count` at most; raises GuestFault and takes none if one of them is malformed."""
+        heads = self._heads(count)
+        walk = self._walk
+        chains = [(head, *walk(head)) for head in heads]
+        self.next = (self.next + len(heads)) & 0xFFFF
+        return chains
+
+    def take_buffers(
+        self, count: int, make: Callable[[Views, Views], Place], known: MutableMapping[tuple[int, int], Place]
+    ) -> list[tuple[int, Place]]:
+        """Take chains as `take` does, each as its head and what `make` makes of it.
+
+        Drivers offer the same few places again and again: `known` remembers by address and length what was made of
+        those of one writable descriptor, so that their bounds are checked once.
+        """
+        heads = self._heads(count)
+        table, unpack_from = self._table, _DESCRIPTOR.unpack_from
+        buffers = []
+        for head in heads:
+            address, length, flags, _ = unpack_from(table, head * 16)
+            if flags == _WRITE:
+                place = known.get((address, length))
+                if place is None:
+                    place = known[address, length] = make([], [self._memory.view(address, length)])
+            else:
+                place = make(*self._walk(head))
+            buffers.append((head, place))
+        self.next = (self.next + len(heads)) & 0xFFFF
+        return buffers
+
+    def _heads(self, count: int) -> list[int]:
+        """Return the next heads that the guest offers; its index is read again once all that it showed are taken."""
         if self._seen == self.next:
             seen = self._available[1]
             if seen == self.next:
-                return None
+                return []
             if (seen - self.next) & 0xFFFF > self._size:
                 raise GuestFault("a ring's available index runs ahead of the ring")
             self._seen = seen
             if self._armed:
                 self._disarm()
-        head = self._available[2 + self.next % self._size]
-        if head >= self._size:
+        count = min(count, (self._seen - self.next) & 0xFFFF)
+        first = 2 + self.next % self._size
+        end = 2 + self._size
+        heads = self._available[first : min(first + count, end)].tolist()
+        if len(heads) < count:
+            heads += self._available[2 : 2 + count - len(heads)].tolist()
+        if max(heads) >= self._size:
             raise GuestFault("a descriptor's index lies outside its table")
-        address, length, flags, _ = _DESCRIPTOR.unpack_from(self._table, head * 16)
-        if flags == _WRITE:  # by far the most: one descriptor, for us to fill
-            chain: tuple[int, Views, Views] = head, [], [self._memory.view(address, length)]
-        else:
-            chain = head, *self._walk(head)
-        self.next = (self.next + 1) & 0xFFFF
-        return chain
+        return heads
 
     def _walk(self, index: int) -> tuple[Views, Views]:
         table: memoryview | bytes = self._table
@@ -115,15 +150,19 @@ class Virtqueue:
         raise GuestFault("a chain of descriptors is too long or has a loop")
 
     def rewind(self, count: int) -> None:
-        """Give back the last `count` chains unused, as if they had never been popped."""
+        """Give back the last `count` chains unused, as if they had never been taken."""
         self.next = (self.next - count) & 0xFFFF
 
-    def push(self, head: int, written: int) -> None:
-        """Hand a chain back with `written` bytes in it; the guest sees it after `publish`."""
-        place = 2 * (self._filled % self._size)
-        self._elements[place] = head
-        self._elements[place + 1] = written
-        self._filled = (self._filled + 1) & 0xFFFF
+    def push(self, used: list[int]) -> None:
+        """Hand chains back, each as its head and the number of bytes in it; the guest sees them after `publish`."""
+        first = 2 * (self._filled % self._size)
+        end = 2 * self._size
+        elements = array("I", used)
+        fitting = min(len(used), end - first)
+        self._elements[first : first + fitting] = elements[:fitting]
+        if fitting < len(used):
+            self._elements[: len(used) - fitting] = elements[fitting:]
+        self._filled = (self._filled + len(used) // 2) & 0xFFFF
 
     def publish(self) -> None:
         """Show the guest all that was pushed, and interrupt it if it wants to know."""

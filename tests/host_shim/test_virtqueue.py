@@ -18,7 +18,7 @@ from host_shim.vhost_user.inbox import Inbox
 from host_shim.vhost_user.memory import Memory, map_memory
 from host_shim.vhost_user.packet import Address, split
 from host_shim.vhost_user.protocol import Message, Request
-from host_shim.vhost_user.virtqueue import MAX_CHAIN, Layout, Virtqueue
+from host_shim.vhost_user.virtqueue import MAX_CHAIN, Chain, Layout, Virtqueue
 
 from .fake_driver import pack_regions
 
@@ -72,6 +72,11 @@ class Guest:
         return False
 
 
+def take_one(guest: Guest) -> Chain | None:
+    chains = guest.queue.take(1)
+    return chains[0] if chains else None
+
+
 @pytest.fixture
 def guest() -> Iterator[Guest]:
     guest = Guest()
@@ -84,11 +89,11 @@ def test_a_chain_comes_as_what_may_be_read_and_what_may_be_written(guest: Guest)
     guest.describe(3, GUEST + DATA, 5, NEXT, 1)
     guest.describe(1, GUEST + DATA + 100, 7, WRITE)
     guest.offer(3)
-    chain = guest.queue.pop()
+    chain = take_one(guest)
     assert chain is not None
     head, readable, writable = chain
     assert (head, [bytes(view) for view in readable], [len(view) for view in writable]) == (3, [b"hello"], [7])
-    assert guest.queue.pop() is None
+    assert take_one(guest) is None
 
 
 def test_indices_wrap_at_65536() -> None:
@@ -97,10 +102,10 @@ def test_indices_wrap_at_65536() -> None:
         guest.describe(slot, GUEST + DATA, 1)
     guest.offer(0, 1, 2, 3)
     for expected in range(4):
-        chain = guest.queue.pop()
+        chain = take_one(guest)
         assert chain is not None
         assert chain[0] == expected
-        guest.queue.push(chain[0], 10 + expected)
+        guest.queue.push([chain[0], 10 + expected])
     guest.queue.publish()
     assert guest.used_index == guest.queue.next == 2
     elements = [struct.unpack_from("<II", guest.raw, USED + 4 + 8 * (i % QUEUE)) for i in range(0xFFFE, 0x10002)]
@@ -113,7 +118,7 @@ def test_an_indirect_table_is_followed_from_a_copy(guest: Guest) -> None:
     struct.pack_into("<QIHH", guest.raw, table + 32, GUEST + DATA + 3, 4, 0, 0)
     guest.describe(0, GUEST + table, 48, INDIRECT)
     guest.offer(0)
-    chain = guest.queue.pop()
+    chain = take_one(guest)
     assert chain is not None
     assert [len(view) for view in chain[1]] == [3, 4]
 
@@ -123,8 +128,8 @@ def test_with_event_idx_the_guest_is_interrupted_where_it_asked(guest: Guest) ->
     for wanted_at, expected in ((0, True), (5, False), (2, True)):
         struct.pack_into("<H", guest.raw, AVAILABLE + 4 + 2 * QUEUE, wanted_at)
         guest.offer(0)
-        assert guest.queue.pop() is not None
-        guest.queue.push(0, 0)
+        assert take_one(guest) is not None
+        guest.queue.push([0, 0])
         guest.queue.publish()
         assert guest.interrupted() is expected
 
@@ -135,9 +140,9 @@ def test_without_event_idx_flags_hold_back_interrupts_and_kicks() -> None:
     for flags, expected in ((0, True), (1, False)):
         struct.pack_into("<H", guest.raw, AVAILABLE, flags)
         guest.offer(0)
-        assert guest.queue.pop() is not None
+        assert take_one(guest) is not None
         assert struct.unpack_from("<H", guest.raw, USED) == (1,)
-        guest.queue.push(0, 0)
+        guest.queue.push([0, 0])
         guest.queue.publish()
         assert guest.interrupted() is expected
         assert guest.queue.arm() is False
@@ -146,7 +151,7 @@ def test_without_event_idx_flags_hold_back_interrupts_and_kicks() -> None:
 
 def test_arming_tells_of_a_chain_that_came_meanwhile(guest: Guest) -> None:
     guest.describe(0, GUEST + DATA, 1)
-    assert guest.queue.pop() is None
+    assert take_one(guest) is None
     guest.offer(0)
     assert guest.queue.arm() is True
     assert struct.unpack_from("<H", guest.raw, USED + 4 + 8 * QUEUE) == (0,)
@@ -176,17 +181,17 @@ def test_refuses_a_chain_that_breaks_the_rules(
         guest.describe(slot, *fields)
     guest.offer(0)
     with pytest.raises(GuestFault, match=message):
-        guest.queue.pop()
+        take_one(guest)
 
 
 def test_refuses_an_index_beyond_the_ring(guest: Guest) -> None:
     guest.offer(*[0] * (QUEUE + 1))
     with pytest.raises(GuestFault, match="ahead of the ring"):
-        guest.queue.pop()
+        take_one(guest)
     other = Guest()
     other.offer(QUEUE)
     with pytest.raises(GuestFault, match="outside its table"):
-        other.queue.pop()
+        other.queue.take(1)
 
 
 @pytest.mark.parametrize("part", ["descriptors", "available", "used"])
@@ -221,12 +226,12 @@ def test_random_rings_give_chains_or_a_guest_fault(
         struct.pack_into(f"<{QUEUE}H", guest.raw, AVAILABLE + 4, *ring)
         struct.pack_into("<H", guest.raw, AVAILABLE + 2, ahead)
         with contextlib.suppress(GuestFault):
-            while (chain := guest.queue.pop()) is not None:
+            while (chain := take_one(guest)) is not None:
                 head, readable, writable = chain
                 assert len(readable) + len(writable) <= MAX_CHAIN
                 for view in writable:
                     view[:1] = b"!"[: len(view)]
-                guest.queue.push(head, 0)
+                guest.queue.push([head, 0])
             guest.queue.publish()
             guest.queue.arm()
     finally:

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What `scripts/bench vsock` is made of: the other backend, the guests, the fake driver's clock."""
