@@ -32,9 +32,12 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class ParentPorts:
-    """The four ports of one boot. News are told once each: a guest that repeats itself costs nothing."""
+    """The ports of one boot. News are told once each: a guest that repeats itself costs nothing.
 
-    def __init__(self, base: str, *, policy: bytes, module: NsmEmulator, tell: Callable[[FromGuest], None]) -> None:
+    Without a policy only the heartbeat is answered: an image that was made by other tools wants no more of its parent.
+    """
+
+    def __init__(self, base: str, *, policy: bytes | None, module: NsmEmulator, tell: Callable[[FromGuest], None]) -> None:
         self._base = base
         self._policy = policy
         self._module = module
@@ -46,13 +49,15 @@ class ParentPorts:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Listen on all four."""
-        for port, serve, once in (
-            (PORT_HEARTBEAT, self._heartbeat, False),
-            (PORT_POLICY, self._give_policy, True),
-            (PORT_NSM, self._answer_nsm, True),
-            (PORT_EVENTS, self._hear_events, False),
-        ):
+        """Listen on all that this boot needs."""
+        ports: list[tuple[int, Serve, bool]] = [(PORT_HEARTBEAT, self._heartbeat, False)]
+        if self._policy is not None:
+            ports += [
+                (PORT_POLICY, self._give_policy(self._policy), True),
+                (PORT_NSM, self._answer_nsm, True),
+                (PORT_EVENTS, self._hear_events, False),
+            ]
+        for port, serve, once in ports:
             server = await asyncio.start_unix_server(
                 self._guard(port, serve, once=once), path=f"{self._base}_{port}", backlog=BACKLOG
             )
@@ -99,11 +104,14 @@ class ParentPorts:
                 await writer.drain()
                 self._tell_once(Heartbeat())
 
-    async def _give_policy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with asyncio.timeout(DEADLINE):
-            writer.write(len(self._policy).to_bytes(4, "big") + self._policy)
-            await writer.drain()
-            self._hear((await reader.readexactly(1))[0])
+    def _give_policy(self, policy: bytes) -> Serve:
+        async def give(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            async with asyncio.timeout(DEADLINE):
+                writer.write(len(policy).to_bytes(4, "big") + policy)
+                await writer.drain()
+                self._hear((await reader.readexactly(1))[0])
+
+        return give
 
     async def _answer_nsm(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""An EIF laid out as AWS's tools make them, with an /init of our own that was written from theirs' description.
+
+ramdisk 0: /dev, /init; ramdisk 1: /rootfs/**, /cmd, /env. Its /init wants the parent's answer at CID 3, port 9000.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from attestation.measurements import ZERO_PCR, Measurements
+from enclave_image.eif import Eif, SectionType, read_eif, write_eif
+from enclave_image.initramfs import File, Node, write_cpio
+from enclave_image.program import build_guest_program
+from host_shim.accel import Accel
+from host_shim.dev_pki import Chain, open_root
+from host_shim.isolate import Running
+from host_shim.news import FromGuest, Heartbeat
+from host_shim.nsm_emulator import BootState, Identity, NsmEmulator
+from host_shim.parent_ports import ParentPorts
+from host_shim.qemu import BootFiles, Machine, QemuIsolate, find_qemu
+
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
+
+PATIENCE = 120.0  # seconds; a busy machine under TCG
+# What AWS's builder writes for x86-64 (facts of its public sources).
+CMDLINE = (
+    b"reboot=k panic=30 pci=off nomodules console=ttyS0 i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd "
+    b"random.trust_cpu=on"
+)
+SOURCE = Path(__file__).parent / "foreign_init.c"
+
+
+@pytest.fixture(scope="module")
+def foreign(image: Path) -> Eif:
+    program = build_guest_program("foreign-init", SOURCE)
+    own = read_eif(image.read_bytes())
+    first = write_cpio({"dev/console": Node(5, 1, 0o600), "init": File(program, executable=True)})
+    root = dict.fromkeys((f"rootfs/{name}" for name in ("dev", "run", "sys", "var", "proc", "tmp")), None)
+    second = write_cpio(
+        {
+            **root,
+            "rootfs/bin/app": File(program, executable=True),
+            "cmd": File(b"/bin/app\nfrom-cmd\n"),
+            "env": File(b"PATH=/bin\nGREETING=from-env\n"),
+        }
+    )
+    return read_eif(
+        write_eif(
+            [
+                (SectionType.KERNEL, bytes(own.kernel)), (SectionType.CMDLINE, CMDLINE),
+                (SectionType.METADATA, b"{}"), (SectionType.RAMDISK, first), (SectionType.RAMDISK, second),
+            ]
+        )
+    )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Booted:
+    """A machine that boots the foreign image, and what it was heard to say."""
+
+    base: Path
+    running: Running
+    heard: list[FromGuest]
+    console: bytearray = field(default_factory=bytearray)
+
+    async def read_console(self) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await loop.run_in_executor(None, os.read, self.running.console, 4096):
+            self.console += data
+
+    async def wait_for(self, text: bytes) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while text not in self.console:
+                await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def boot(foreign: Eif, state: Path, *, parent: bool = True) -> AsyncIterator[Booted]:
+    root = open_root(lambda: datetime.now(UTC), state)
+    identity = Identity.random()
+    chain = Chain(root.authority, module_id=identity.module_id)
+    heard: list[FromGuest] = []
+    async with contextlib.AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="veracruz-foreign-")))
+        files = stack.enter_context(BootFiles(foreign))
+        module = NsmEmulator(
+            BootState(Measurements(ZERO_PCR, ZERO_PCR, ZERO_PCR), identity), chain, clock=lambda: datetime.now(UTC)
+        )
+        if parent:
+            ports = ParentPorts(str(directory / "v"), policy=None, module=module, tell=heard.append)
+            stack.push_async_callback(ports.close)
+            await ports.open()
+            assert sorted(path.name for path in directory.iterdir()) == ["v_9000"]
+        isolate = QemuIsolate(find_qemu(), files, Machine(), Accel.TCG)
+        running = await isolate.start(directory / "v", os.open(os.devnull, os.O_WRONLY))
+        stack.callback(running.close)
+        machine = Booted(directory / "v", running, heard)
+        reading = asyncio.create_task(machine.read_console())
+        stack.push_async_callback(asyncio.wait, [reading])
+        stack.push_async_callback(running.stop)
+        yield machine
+
+
+async def converse(machine: Booted) -> None:
+    await machine.wait_for(b"foreign command: serving")
+    for text in (b"hello", b"x" * 100_000):
+        reader, writer = await asyncio.open_unix_connection(f"{machine.base}_5000")
+        assert await reader.readline() == b"/bin/app from-cmd GREETING=from-env\n"
+        writer.write(text)
+        assert await reader.readexactly(len(text)) == text
+        writer.close()
+    reader, writer = await asyncio.open_unix_connection(f"{machine.base}_5000")
+    writer.write(b"quit")
+    assert await asyncio.wait_for(machine.running.guest.wait(), PATIENCE) == 0
+    writer.close()
+
+
+def test_an_image_of_that_layout_boots_greets_runs_its_command_and_is_reached(foreign: Eif, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with boot(foreign, tmp_path) as machine:
+            await converse(machine)
+            assert machine.heard == [Heartbeat()]
+
+    asyncio.run(main())
+
+
+def test_its_init_dies_at_once_where_no_parent_answers(foreign: Eif, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with boot(foreign, tmp_path, parent=False) as machine:
+            await asyncio.wait_for(machine.running.guest.wait(), PATIENCE)
+            assert b"foreign init: no parent" in machine.console
+            assert b"Kernel panic" in machine.console
+
+    asyncio.run(main())
