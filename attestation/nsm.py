@@ -190,8 +190,21 @@ def _bytes(value: Any, name: str) -> bytes:
     return value
 
 
-def _optional(value: Any, name: str) -> bytes | None:
-    return None if value is None else _bytes(value, name)
+def _octets(value: Any, name: str) -> bytes:
+    """Return a request's bytes: serde takes a text where bytes are due, and so does QEMU's module."""
+    return value.encode() if type(value) is str else _bytes(value, name)
+
+
+def _optional(body: dict[Any, Any], name: str) -> bytes | None:
+    value = body.get(name)  # serde and QEMU's module: a field that is left out is null
+    return None if value is None else _octets(value, name)
+
+
+def _body(value: Any, *names: str) -> dict[Any, Any]:
+    """Return a request's fields; `names` must be among them, and others are ignored, as serde and QEMU do."""
+    if type(value) is not dict or not set(names) <= set(value):
+        raise MalformedNsm("missing fields", expected=", ".join(names), actual=value)
+    return value
 
 
 def _fields(value: Any, *names: str) -> list[Any]:
@@ -211,7 +224,7 @@ def _variant(value: Any) -> tuple[str, Any]:
 
 
 def decode_request(raw: bytes) -> Request:
-    """Parse a request; raise MalformedNsm (the real module answers InvalidArgument)."""
+    """Parse a request; raise MalformedNsm (QEMU's module answers InvalidOperation)."""
     name, body = _variant(_load(raw, NSM_REQUEST_MAX))
     match name:
         case "DescribeNSM" if body is None:
@@ -219,22 +232,17 @@ def decode_request(raw: bytes) -> Request:
         case "GetRandom" if body is None:
             return GetRandom()
         case "DescribePCR":
-            (index,) = _fields(body, "index")
-            return DescribePcr(_uint(index, "index"))
+            return DescribePcr(_uint(_body(body, "index")["index"], "index"))
         case "ExtendPCR":
-            index, data = _fields(body, "index", "data")
-            return ExtendPcr(_uint(index, "index"), _bytes(data, "data"))
+            fields = _body(body, "index", "data")
+            return ExtendPcr(_uint(fields["index"], "index"), _octets(fields["data"], "data"))
         case "LockPCR":
-            (index,) = _fields(body, "index")
-            return LockPcr(_uint(index, "index"))
+            return LockPcr(_uint(_body(body, "index")["index"], "index"))
         case "LockPCRs":
-            (count,) = _fields(body, "range")
-            return LockPcrs(_uint(count, "range"))
+            return LockPcrs(_uint(_body(body, "range")["range"], "range"))
         case "Attestation":
-            user_data, nonce, public_key = _fields(body, "user_data", "nonce", "public_key")
-            return Attest(
-                _optional(user_data, "user_data"), _optional(nonce, "nonce"), _optional(public_key, "public_key")
-            )
+            fields = _body(body)
+            return Attest(*(_optional(fields, name) for name in ("user_data", "nonce", "public_key")))
     raise MalformedNsm("unknown request", actual=name)
 
 

@@ -9,6 +9,7 @@ is independent of the verifier's.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,7 +17,7 @@ from datetime import datetime
 import cbor2
 
 from attestation import nsm
-from attestation.errors import MalformedNsm
+from attestation.errors import MalformedNsm, UsageError, VeracruzError
 from attestation.limits import MAX_FIELD, NSM_REQUEST_MAX, NSM_RESPONSE_MAX, PCR_COUNT
 from attestation.measurements import (
     ZERO_PCR,
@@ -33,6 +34,7 @@ VERSION = (1, 0, 0)
 DIGEST = "SHA384"
 RANDOM_SIZE = 256  # bytes; virtio-nsm.c NSM_RND_BUF_SIZE
 LOCKED_AT_BOOT = range(16)  # nsm-check: PCR0..15
+INSTANCE_ID = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")  # EC2's, of both generations
 INDEFINITE_MAP, BREAK = b"\xbf", b"\xff"  # RFC 8949 3.2.2
 
 
@@ -45,9 +47,13 @@ class Identity:
     role: str | None = None  # ARN of the parent's IAM role; PCR3
 
     @classmethod
-    def random(cls, role: str | None = None) -> Identity:
-        """Return the identity of a new instance."""
-        return cls(f"i-{os.urandom(9).hex()[:17]}", f"enc{os.urandom(8).hex()}", role)
+    def random(cls, role: str | None = None, instance_id: str | None = None) -> Identity:
+        """Return the identity of a new enclave of this instance, or of a new one; raises UsageError."""
+        if instance_id is None:
+            instance_id = f"i-{os.urandom(9).hex()[:17]}"
+        elif not INSTANCE_ID.fullmatch(instance_id):
+            raise UsageError("no instance id", expected="i- and 8 or 17 hex digits", actual=instance_id)
+        return cls(instance_id, f"enc{os.urandom(8).hex()}", role)
 
     @property
     def module_id(self) -> str:
@@ -109,6 +115,8 @@ class NsmEmulator:
                 response = self._run(nsm.decode_request(request))
             except MalformedNsm:
                 response = nsm.Refused(nsm.ErrorCode.INVALID_OPERATION)  # as virtio-nsm.c
+            except (VeracruzError, ValueError, OSError):  # the signer's: the guest is not to blame
+                response = nsm.Refused(nsm.ErrorCode.INTERNAL_ERROR)
         raw = nsm.encode_response(response)
         if len(raw) > NSM_RESPONSE_MAX:
             return nsm.encode_response(nsm.Refused(nsm.ErrorCode.BUFFER_TOO_SMALL))

@@ -37,7 +37,9 @@ class ParentPorts:
     Without a policy only the heartbeat is answered: an image that was made by other tools wants no more of its parent.
     """
 
-    def __init__(self, base: str, *, policy: bytes | None, module: NsmEmulator, tell: Callable[[FromGuest], None]) -> None:
+    def __init__(
+        self, base: str, *, policy: bytes | None, module: NsmEmulator, tell: Callable[[FromGuest], None]
+    ) -> None:
         self._base = base
         self._policy = policy
         self._module = module

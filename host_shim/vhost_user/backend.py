@@ -89,12 +89,11 @@ class Backend:
             signal.signal(number, lambda *_: None)  # the byte on the wakeup descriptor does the work
 
     def _service(self) -> bool:
-        more = self._device.service()
         if self._retries and time.monotonic() >= self._retry_at:
             ports, self._retries = self._retries, set()
             for port in ports:
                 self._accept_host(port, 0)
-        return more
+        return self._device.service()  # after whatever may have given it work
 
     def _timeout(self) -> float | None:
         polls = self._session is not None and self._session.polls

@@ -26,7 +26,9 @@ ANSWER_S = 10.0  # seconds for the guest to answer a request of the host's
 FIRST_PORT, LAST_PORT = 1 << 30, (1 << 31) - 1  # of our side, for connections that the host opens
 
 _EDGES = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-_EDGES_FULL = _EDGES | select.EPOLLOUT  # asked for only while the host's socket is full: each of its reads would wake us
+_EDGES_FULL = (
+    _EDGES | select.EPOLLOUT
+)  # asked for only while the host's socket is full: each of its reads would wake us
 
 
 class Connections:

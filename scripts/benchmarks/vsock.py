@@ -108,9 +108,7 @@ def show(ratios: dict[str, Any], context: dict[str, Any]) -> None:
     print("MB/s            " + "".join(f"{size // 1024:>9} KiB" for size in SIZES))
     for direction in DIRECTIONS:
         for name in ("ours", "theirs"):
-            row: Sequence[float | None] = [
-                context["mb_s"][direction][str(size)].get(name) for size in SIZES
-            ]
+            row: Sequence[float | None] = [context["mb_s"][direction][str(size)].get(name) for size in SIZES]
             print(f"{direction} {name:12}" + "".join(f"{'-' if one is None else one:>13}" for one in row))
     print(f"backend_us_per_64k {ratios['backend_us_per_64k']}")
 

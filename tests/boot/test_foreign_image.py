@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -22,12 +24,13 @@ from enclave_image.eif import Eif, SectionType, read_eif, write_eif
 from enclave_image.initramfs import File, Node, write_cpio
 from enclave_image.program import build_guest_program
 from host_shim.accel import Accel
+from host_shim.children import Child, python_command
 from host_shim.dev_pki import Chain, open_root
-from host_shim.isolate import Running
+from host_shim.isolate import Running, start_ready
 from host_shim.news import FromGuest, Heartbeat
 from host_shim.nsm_emulator import BootState, Identity, NsmEmulator
 from host_shim.parent_ports import ParentPorts
-from host_shim.qemu import BootFiles, Machine, QemuIsolate, find_qemu
+from host_shim.qemu import GUEST_CID, BootFiles, Machine, QemuIsolate, find_qemu
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
 
@@ -37,6 +40,7 @@ CMDLINE = (
     b"reboot=k panic=30 pci=off nomodules console=ttyS0 i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd "
     b"random.trust_cpu=on"
 )
+GREETING = b"/bin/app from-cmd GREETING=from-env\n"
 SOURCE = Path(__file__).parent / "foreign_init.c"
 
 
@@ -84,20 +88,22 @@ class Booted:
                 await asyncio.sleep(0.02)
 
 
-@contextlib.asynccontextmanager
-async def boot(foreign: Eif, state: Path, *, parent: bool = True) -> AsyncIterator[Booted]:
+def make_module(state: Path) -> NsmEmulator:
     root = open_root(lambda: datetime.now(UTC), state)
     identity = Identity.random()
+    measured = Measurements(ZERO_PCR, ZERO_PCR, ZERO_PCR)
     chain = Chain(root.authority, module_id=identity.module_id)
+    return NsmEmulator(BootState(measured, identity), chain, clock=lambda: datetime.now(UTC))
+
+
+@contextlib.asynccontextmanager
+async def boot(foreign: Eif, state: Path, *, parent: bool = True) -> AsyncIterator[Booted]:
     heard: list[FromGuest] = []
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="veracruz-foreign-")))
         files = stack.enter_context(BootFiles(foreign))
-        module = NsmEmulator(
-            BootState(Measurements(ZERO_PCR, ZERO_PCR, ZERO_PCR), identity), chain, clock=lambda: datetime.now(UTC)
-        )
         if parent:
-            ports = ParentPorts(str(directory / "v"), policy=None, module=module, tell=heard.append)
+            ports = ParentPorts(str(directory / "v"), policy=None, module=make_module(state), tell=heard.append)
             stack.push_async_callback(ports.close)
             await ports.open()
             assert sorted(path.name for path in directory.iterdir()) == ["v_9000"]
@@ -111,11 +117,34 @@ async def boot(foreign: Eif, state: Path, *, parent: bool = True) -> AsyncIterat
         yield machine
 
 
+async def talk(base: Path, stack: contextlib.AsyncExitStack) -> asyncio.StreamReader:
+    """Return a connection on which the command has said its line; the guest may still be booting."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            reader, writer = await asyncio.open_unix_connection(f"{base}_5000")
+            with contextlib.suppress(OSError):
+                if await reader.readline() == GREETING:
+                    stack.callback(writer.close)
+                    return reader
+            writer.close()
+            await asyncio.sleep(0.1)
+
+
+async def press_reset(monitor: Path) -> None:
+    """Press the machine's reset button."""
+    reader, writer = await asyncio.open_unix_connection(str(monitor))
+    await reader.readuntil(b"(qemu)")
+    writer.write(b"system_reset\n")
+    await writer.drain()
+    await reader.readuntil(b"(qemu)")
+    writer.close()
+
+
 async def converse(machine: Booted) -> None:
     await machine.wait_for(b"foreign command: serving")
     for text in (b"hello", b"x" * 100_000):
         reader, writer = await asyncio.open_unix_connection(f"{machine.base}_5000")
-        assert await reader.readline() == b"/bin/app from-cmd GREETING=from-env\n"
+        assert await reader.readline() == GREETING
         writer.write(text)
         assert await reader.readexactly(len(text)) == text
         writer.close()
@@ -140,5 +169,40 @@ def test_its_init_dies_at_once_where_no_parent_answers(foreign: Eif, tmp_path: P
             await asyncio.wait_for(machine.running.guest.wait(), PATIENCE)
             assert b"foreign init: no parent" in machine.console
             assert b"Kernel panic" in machine.console
+
+    asyncio.run(main())
+
+
+def test_one_backend_serves_a_guest_that_is_reset_and_one_after_a_killed_qemu(foreign: Eif, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="veracruz-foreign-"))) / "v"
+            ports = ParentPorts(str(base), policy=None, module=make_module(tmp_path), tell=lambda news: None)
+            stack.push_async_callback(ports.close)
+            await ports.open()
+            vhost, monitor = base.with_name("vhost"), base.with_name("monitor")
+            where = ("--socket", str(vhost), "--base", str(base), "--listen", "5000", "--guest-cid", str(GUEST_CID))
+            backend = await start_ready(python_command("host_shim.vhost_user", *where), name="backend", log=2)
+            stack.push_async_callback(backend.stop)
+            files = stack.enter_context(BootFiles(foreign))
+            command = QemuIsolate(find_qemu(), files, Machine(), Accel.TCG).command(0)
+            command.remove("-no-reboot")
+            command[command.index("-chardev") + 1] = f"socket,id=vsock,path={vhost}"
+            command[command.index("-monitor") + 1] = f"unix:{monitor},server=on,wait=off"
+            fds = [files.kernel.descriptor, files.ramdisks.descriptor]
+
+            guest = Child(command, name="QEMU", stdout=subprocess.DEVNULL, pass_fds=fds)
+            stack.push_async_callback(guest.stop)
+            reader = await talk(base, stack)
+            await press_reset(monitor)
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""  # told at once that its guest is gone
+            reader = await talk(base, stack)  # the same QEMU, the same backend
+            os.kill(guest.pid, signal.SIGKILL)
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+            await guest.wait()
+
+            second = Child(command, name="QEMU", stdout=subprocess.DEVNULL, pass_fds=fds)
+            stack.push_async_callback(second.stop)
+            await talk(base, stack)
 
     asyncio.run(main())

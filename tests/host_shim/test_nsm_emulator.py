@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ from attestation import nsm
 from attestation.chain import load_root, verify_chain
 from attestation.cose import parse_sign1
 from attestation.document import parse_document
+from attestation.errors import UsageError
 from attestation.measurements import Measurements, role_pcr
 from attestation.nsm import ErrorCode
 from host_shim.dev_pki import Authority, Chain, make_root
@@ -155,6 +157,101 @@ def test_refuses_a_request_longer_than_the_device_takes(module: NsmEmulator) -> 
     assert isinstance(nsm.decode_response(module.answer(longest)), nsm.Extended)
     too_long = nsm.encode_request(nsm.ExtendPcr(16, bytes(0x1000)))
     assert nsm.decode_response(module.answer(too_long)) == nsm.Refused(ErrorCode.INPUT_TOO_LARGE)
+
+
+def test_passes_the_real_modules_own_check(root: Authority) -> None:
+    """The steps of nsm-check, in its order: what it demands of hardware, the emulator gives."""
+    module = emulator(root)
+    described = ask(module, nsm.DescribeNsm())
+    assert isinstance(described, nsm.NsmDescription)
+    assert described.max_pcrs == 32
+    assert described.module_id
+    attest(module)
+    zero = [index for index in range(32) if register(module, index).data == bytes(48)]
+    assert zero == [3, *range(5, 32)]
+    assert [index for index in range(32) if register(module, index).lock] == list(described.locked_pcrs)
+    for index in range(16):
+        assert isinstance(ask(module, nsm.LockPcr(index)), nsm.Refused)
+    for _ in range(10):
+        for index in range(16, 32):
+            extended = ask(module, nsm.ExtendPcr(index, bytes([1, 2, 3])))
+            assert extended == nsm.Extended(register(module, index).data)
+    for index in range(16, 32):
+        assert ask(module, nsm.LockPcr(index)) == nsm.Locked()
+    assert ask(module, nsm.LockPcrs(32)) == nsm.RangeLocked()
+    assert isinstance(ask(module, nsm.LockPcrs(33)), nsm.Refused)
+    for index in range(32):
+        assert isinstance(ask(module, nsm.ExtendPcr(index, bytes([1, 2, 3]))), nsm.Refused)
+        state = register(module, index)
+        assert state.lock
+        assert (state.data == bytes(48)) is (index == 3 or 5 <= index < 16)
+    data = bytes([128]) * 1024
+    for fields in ({}, {"user_data": data}, {"user_data": data, "nonce": data}):
+        attest(module, **fields)
+    raw = attest(module, user_data=data, nonce=data, public_key=data)
+    assert sorted(cbor2.loads(cbor2.loads(raw)[2])["pcrs"]) == list(range(32))
+    random = [ask(module, nsm.GetRandom()) for _ in range(16)]
+    assert all(one != other for one, other in itertools.pairwise(random))
+
+
+@pytest.mark.parametrize(
+    ("value", "request_"),
+    [
+        ({"Attestation": {}}, nsm.Attest()),
+        ({"Attestation": {"nonce": b"n"}}, nsm.Attest(nonce=b"n")),
+        ({"Attestation": {"nonce": "n", "user_data": None, "later": 1}}, nsm.Attest(nonce=b"n")),
+        ({"ExtendPCR": {"data": "text", "index": 16}}, nsm.ExtendPcr(16, b"text")),
+        ({"DescribePCR": {"index": 0, "later": 1}}, nsm.DescribePcr(0)),
+        ({"LockPCRs": {"range": 65535}}, nsm.LockPcrs(65535)),
+    ],
+)
+def test_takes_what_the_real_ones_clients_may_send(value: Any, request_: nsm.Request) -> None:
+    """serde's and QEMU's reading: fields left out are null, unknown ones are ignored, a text is its bytes."""
+    assert nsm.decode_request(cbor2.dumps(value)) == request_
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "describeNSM", "LockPCR", {"LockPCR": {}}, {"LockPCR": None}, {"LockPCR": {"index": -1}},
+        {"LockPCR": {"index": 65536}}, {"LockPCR": {"index": True}}, {"LockPCR": {"index": "1"}},
+        {"LockPCRs": {"index": 1}}, {"ExtendPCR": {"index": 16}}, {"ExtendPCR": {"index": 16, "data": [1, 2]}},
+        {"Attestation": None}, {"Attestation": {"nonce": 1}}, {"GetRandom": {}}, {"A": 1, "B": 2}, {}, [], None, 7,
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_refuses_what_is_no_request(module: NsmEmulator, value: Any) -> None:
+    answer = nsm.decode_response(module.answer(cbor2.dumps(value)))
+    assert answer == nsm.Refused(ErrorCode.INVALID_OPERATION)
+
+
+def test_an_answer_that_does_not_fit_is_refused(root: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("host_shim.nsm_emulator.NSM_RESPONSE_MAX", 1000)
+    assert ask(emulator(root), nsm.Attest()) == nsm.Refused(ErrorCode.BUFFER_TOO_SMALL)
+
+
+def test_a_signer_that_fails_is_the_modules_own_error(root: Authority) -> None:
+    class Broken(Chain):
+        def leaf(self, at: datetime) -> Any:
+            raise OSError("no such key")
+
+    module = NsmEmulator(BootState(MEASURED, WHO), Broken(root, module_id=WHO.module_id), clock=Clock())
+    assert ask(module, nsm.Attest()) == nsm.Refused(ErrorCode.INTERNAL_ERROR)
+    assert isinstance(ask(module, nsm.DescribeNsm()), nsm.NsmDescription)
+
+
+def test_modules_of_two_isolates_share_nothing(root: Authority) -> None:
+    first, second = emulator(root), emulator(root)
+    ask(first, nsm.ExtendPcr(16, b"policy"))
+    ask(first, nsm.LockPcrs(32))
+    assert register(second, 16) == nsm.PcrState(False, bytes(48))
+
+
+def test_an_identity_is_new_or_of_the_instance_that_was_named() -> None:
+    assert Identity.random().instance_id != Identity.random().instance_id
+    assert Identity.random(ROLE, "i-0123456789abcdef0").module_id.startswith("i-0123456789abcdef0-enc")
+    with pytest.raises(UsageError, match="instance id"):
+        Identity.random(None, "i-0123")
 
 
 @given(st.binary(max_size=200))

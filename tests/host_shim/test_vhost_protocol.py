@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import signal
 import socket
 import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,6 +263,55 @@ def test_random_rings_and_packets_are_survived(backend: BackendProcess, seed: in
         assert backend.resident() < 100 << 20
     log = backend.stop()
     assert "Traceback" not in log
+
+
+def test_without_descriptors_the_guest_is_refused_and_the_host_waits(backend: BackendProcess) -> None:
+    pid = backend.process.pid
+    with backend.listen(9000), booted(backend) as guest:
+        used = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        none_left = min(number for number in range(len(used) + 1) if number not in used)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (none_left, limits[1]))
+        guest.send(packet.REQUEST, 1024, 9000)
+        guest.expect(packet.RST)
+        with backend.dial(5000) as host:
+            assert guest.quiet()
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            port = guest.accept().src_port
+            guest.send(packet.RW, 5000, port, b"alive")
+            assert host.recv(10) == b"alive"
+    log = backend.stop().splitlines()
+    assert len(log) == 2
+    assert all("out of file descriptors" in line for line in log)
+
+
+def test_a_guest_that_floods_cannot_keep_the_host_from_being_served(backend: BackendProcess) -> None:
+    """Packets to nowhere come as fast as a driver can write an index; a stream of the host's gets through."""
+    with booted(backend) as guest:
+        header = HEADER.pack(GUEST_CID, 3, 1, 1, 0, packet.STREAM, packet.RST, 0, 0, 0)
+        guest.memory[0x200000 : 0x200000 + len(header)] = header
+        ring = guest.transmit_ring
+        for slot in range(RING):
+            ring.describe(slot, 0x200000, len(header))
+            struct.pack_into("<H", guest.memory, ring.available + 4 + 2 * slot, slot)
+        done = threading.Event()
+
+        def flood() -> None:
+            while not done.is_set():
+                shown = int(ring.words[ring.used // 2 + 1])
+                ring.words[ring.available // 2 + 1] = (shown + RING - 4) & 0xFFFF
+                os.eventfd_write(ring.kick, 1)
+
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        try:
+            for _ in range(20):
+                with backend.dial(5000) as host:
+                    host.sendall(b"x")
+                    assert guest.expect(packet.REQUEST).dst_port == 5000
+        finally:
+            done.set()
+            flooding.join()
 
 
 # The process

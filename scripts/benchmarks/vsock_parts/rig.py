@@ -15,7 +15,7 @@ from pathlib import Path
 from enclave_image.eif import Eif, SectionType, read_eif, write_eif
 from enclave_image.initramfs import File, Node, write_cpio
 from host_shim.accel import Accel
-from host_shim.qemu import GUEST_CID, BootFiles, Machine, QemuIsolate, find_qemu
+from host_shim.qemu import BootFiles, Machine, QemuIsolate, find_qemu
 
 CONTROL_PORT, DATA_PORT = 9100, 9101  # as guest.c has them
 BOOT_LIMIT = 60.0  # seconds

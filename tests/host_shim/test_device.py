@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: MIT
+"""The device in this process, turn by turn: bounded work and bounded memory, whatever packets a guest sends."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import resource
+import socket
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host_shim.vhost_user import packet
+from host_shim.vhost_user.connection import State
+from host_shim.vhost_user.connections import MAX_CONNECTIONS, WINDOW, WINDOW_BUDGET, Connections
+from host_shim.vhost_user.device import MAX_RESETS, RECEIVE_BATCH, TRANSMIT_BATCH, Device
+from host_shim.vhost_user.errors import FaultLog
+from host_shim.vhost_user.loop import Loop
+from host_shim.vhost_user.memory import Memory, Region
+from host_shim.vhost_user.packet import HEADER, HEADER_SIZE, Header
+from host_shim.vhost_user.virtqueue import Layout, Virtqueue
+
+CID = 4
+QUEUE = 1024  # QEMU's
+SIZE = 8 << 20
+RECEIVE, TRANSMIT = 0x0, 0x10000
+AVAILABLE = 16 * QUEUE
+USED = (AVAILABLE + 6 + 2 * QUEUE + 3) & ~3
+PACKETS = 0x20000  # one slot a descriptor of the transmit ring
+SLOT = 0x800
+BUFFERS = PACKETS + QUEUE * SLOT
+BUFFER_SIZE = 0x1000
+NEXT, WRITE, INDIRECT = 1, 2, 4
+
+
+class Guest:
+    """Both rings of a guest in this process's memory, and the device that serves them."""
+
+    def __init__(self, directory: Path, *, buffers: int = QUEUE) -> None:
+        self.raw = mmap.mmap(-1, SIZE)
+        view = memoryview(self.raw)
+        self.words = view.cast("H")
+        self.memory = Memory([Region(0, 0, SIZE, view)])
+        self.loop = Loop()
+        self.log = FaultLog()
+        self.connections = Connections(self.loop, str(directory / "v"), self.log, reserved=[5000])
+        self.device = Device(self.connections, self.log, guest_cid=CID)
+        self.queues = [
+            Virtqueue(self.memory, Layout(QUEUE, at, at + AVAILABLE, at + USED), base=0, event_idx=True, call=None)
+            for at in (RECEIVE, TRANSMIT)
+        ]
+        self.sent = self.got = self.offered = 0
+        self.offer(buffers)
+        self.device.attach(*self.queues)
+
+    def close(self) -> None:
+        self.device.detach()
+        self.device.lose_guest()
+        self.loop._close_discarded()
+
+    def offer(self, count: int) -> None:
+        """Offer receive buffers; a slot is offered again only once the device has used it."""
+        for _ in range(count):
+            slot = self.offered % QUEUE
+            at = BUFFERS + slot * BUFFER_SIZE
+            struct.pack_into("<QIHH", self.raw, RECEIVE + 16 * slot, at, BUFFER_SIZE, WRITE, 0)
+            struct.pack_into("<H", self.raw, RECEIVE + AVAILABLE + 4 + 2 * slot, slot)
+            self.offered += 1
+        self.words[(RECEIVE + AVAILABLE) // 2 + 1] = self.offered & 0xFFFF
+
+    def put(self, raw: bytes, *, cuts: tuple[int, ...] = ()) -> None:
+        """Put a packet into the transmit ring, cut at some places through an indirect table."""
+        slot = self.sent % QUEUE
+        at = PACKETS + slot * SLOT
+        self.raw[at : at + len(raw)] = raw
+        table = at + SLOT - 16 * (len(cuts) + 1)
+        edges = [0, *sorted(min(cut, len(raw)) for cut in cuts), len(raw)]
+        for number, (first, last) in enumerate(itertools.pairwise(edges)):
+            flags = NEXT if number < len(cuts) else 0
+            struct.pack_into("<QIHH", self.raw, table + 16 * number, at + first, last - first, flags, number + 1)
+        struct.pack_into("<QIHH", self.raw, TRANSMIT + 16 * slot, table, 16 * (len(cuts) + 1), INDIRECT, 0)
+        struct.pack_into("<H", self.raw, TRANSMIT + AVAILABLE + 4 + 2 * slot, slot)
+        self.sent += 1
+        self.words[(TRANSMIT + AVAILABLE) // 2 + 1] = self.sent & 0xFFFF
+
+    def send(self, op: int, port: int = 1024, payload: bytes = b"", **changes: int) -> None:
+        header = Header(CID, 3, port, 9000, len(payload), packet.STREAM, op, 0, WINDOW, 0)._replace(**changes)
+        self.put(HEADER.pack(*header) + payload)
+
+    @property
+    def taken(self) -> int:
+        """Packets that the device has handed back."""
+        return self.words[(TRANSMIT + USED) // 2 + 1]
+
+    def receive(self) -> list[Header]:
+        """Return the headers of the packets that have come."""
+        headers = []
+        while (self.words[(RECEIVE + USED) // 2 + 1] - self.got) & 0xFFFF:
+            slot, length = struct.unpack_from("<II", self.raw, RECEIVE + USED + 4 + 8 * (self.got % QUEUE))
+            headers.append(Header._make(HEADER.unpack_from(self.raw, BUFFERS + slot * BUFFER_SIZE)))
+            assert headers[-1].length == length - HEADER_SIZE
+            self.got += 1
+        return headers
+
+    def settle(self) -> None:
+        """Let the device work until it has nothing to do."""
+        for _ in range(10_000):
+            if not self.device.service():
+                self.loop._close_discarded()
+                return
+        raise AssertionError("the device never rests")
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def listener(directory: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "v_9000"))
+        listener.listen(4096)
+        listener.settimeout(5)
+        yield listener
+
+
+@pytest.fixture
+def guest(directory: Path, listener: socket.socket) -> Iterator[Guest]:
+    guest = Guest(directory)
+    yield guest
+    guest.close()
+
+
+def test_a_full_ring_is_served_in_turns(guest: Guest) -> None:
+    for port in range(QUEUE):
+        guest.send(packet.CREDIT_UPDATE, port)
+    turns = 0
+    while guest.device.service():
+        turns += 1
+        assert guest.taken <= turns * TRANSMIT_BATCH
+        assert len(guest.receive()) <= MAX_RESETS
+    assert guest.taken == QUEUE
+    assert turns >= QUEUE // TRANSMIT_BATCH - 1
+
+
+def test_many_streams_are_served_in_turns(guest: Guest, listener: socket.socket) -> None:
+    hosts = []
+    for port in range(100):
+        guest.send(packet.REQUEST, port)
+        guest.settle()
+        hosts.append(listener.accept()[0])
+    guest.receive()
+    for number, host in enumerate(hosts):
+        with host:
+            host.sendall(b"x" * (number + 1))
+    for connection in list(guest.connections._table.values()):
+        connection.readable = True
+        guest.connections.wake(connection)
+    guest.device.service()
+    assert len(guest.receive()) <= RECEIVE_BATCH
+    guest.settle()
+    assert {header.length for header in guest.receive() if header.op == packet.RW} <= set(range(1, 101))
+
+
+def test_a_run_of_packets_reaches_the_host_in_order_and_in_one_piece(guest: Guest, listener: socket.socket) -> None:
+    for port in (1, 2):
+        guest.send(packet.REQUEST, port)
+    guest.settle()
+    first, second = listener.accept()[0], listener.accept()[0]
+    with first, second:
+        for number in range(40):
+            guest.send(packet.RW, 1 + (number % 10 == 9), bytes([number]) * 5)
+        guest.send(packet.SHUTDOWN, 1, flags=packet.SHUTDOWN_SEND)
+        guest.settle()
+        numbers = [bytes([number]) * 5 for number in range(40)]
+        assert first.recv(1000) == b"".join(n for at, n in enumerate(numbers) if at % 10 != 9)
+        assert first.recv(1000) == b""
+        assert second.recv(1000) == b"".join(numbers[9::10])
+
+
+def test_packets_are_sent_on_before_their_stream_is_reset(guest: Guest, listener: socket.socket) -> None:
+    guest.send(packet.REQUEST)
+    guest.settle()
+    host, _ = listener.accept()
+    with host:
+        guest.send(packet.RW, payload=b"last words")
+        guest.send(packet.RST)
+        guest.settle()
+        assert host.recv(100) == b"last words"
+        assert host.recv(100) == b""
+
+
+def test_ports_run_out_without_harm(guest: Guest) -> None:
+    for port in range(MAX_CONNECTIONS + 50):
+        guest.send(packet.REQUEST, port)
+        guest.settle()
+        guest.offer(len(guest.receive()))
+    assert len(guest.connections) == MAX_CONNECTIONS
+    held = sum(connection.window for connection in guest.connections._table.values())
+    assert held <= WINDOW_BUDGET + MAX_CONNECTIONS * 32 * 1024
+
+
+def test_a_host_without_descriptors_refuses_and_goes_on(guest: Guest, listener: socket.socket) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+    try:
+        held: list[socket.socket] = []
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(socket.socket(socket.AF_UNIX))
+        guest.send(packet.REQUEST, 7)
+        guest.settle()
+        assert [header.op for header in guest.receive()] == [packet.RST]
+    finally:
+        for one in held:
+            one.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    guest.send(packet.REQUEST, 7)
+    guest.settle()
+    assert [header.op for header in guest.receive()] == [packet.RESPONSE]
+
+
+def test_a_storm_of_resets_and_lies_about_credit_cost_no_memory(guest: Guest, listener: socket.socket) -> None:
+    guest.send(packet.REQUEST, buf_alloc=0xFFFF_FFFF)
+    guest.settle()
+    host, _ = listener.accept()
+    with host:
+        for number in range(500):
+            guest.send(packet.RST, number + 2000)
+            guest.send(packet.CREDIT_UPDATE, buf_alloc=number, fwd_cnt=(number * 0x1234567) & 0xFFFF_FFFF)
+        guest.settle()
+        assert len(guest.connections) == 1
+        assert [header.op for header in guest.receive()] == [packet.RESPONSE]
+        host.sendall(b"x" * 100)
+        connection = guest.connections.get((3, 9000, 1024))
+        assert connection is not None
+        assert connection.credit >= 0
+
+
+HEADERS = st.builds(
+    Header,
+    src_cid=st.sampled_from((CID, CID, CID, CID, 3, 1 << 63)),
+    dst_cid=st.sampled_from((2, 3, 3, 3, 1, 0, (1 << 64) - 1)),
+    src_port=st.integers(0, 3),
+    dst_port=st.sampled_from((9000, 9000, 9000, 5000, 1 << 30, 0xFFFF_FFFF)),
+    length=st.sampled_from((0, 5, 5, 100, 1000, 0xFFFF_FFFF)),
+    type=st.sampled_from((1, 1, 1, 1, 2, 0)),
+    op=st.sampled_from((*range(9), packet.REQUEST, packet.RW, packet.RW, packet.RW, 0xFFFF)),
+    flags=st.sampled_from((0, 0, 1, 2, 3, 0xFFFF_FFFF)),
+    buf_alloc=st.sampled_from((0, 10, WINDOW, 0xFFFF_FFFF)),
+    fwd_cnt=st.sampled_from((0, 5, 0x7FFF_FFFF, 0xFFFF_FFFF)),
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("packet"), HEADERS, st.booleans(), st.tuples(st.integers(0, 60), st.integers(0, 60))),
+        st.tuples(st.sampled_from(("serve", "host sends", "host closes", "host opens", "buffers"))),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=STEPS)
+def test_any_packets_leave_the_host_whole(steps: list[tuple[object, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as name, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{name}/v_9000")
+        listener.listen(64)
+        listener.setblocking(False)
+        guest = Guest(Path(name), buffers=20)
+        hosts: list[socket.socket] = []
+        try:
+            for step in steps:
+                match step:
+                    case ("packet", Header() as header, bool(honest), tuple(cuts)):
+                        size = min(header.length, 1000)
+                        raw = HEADER.pack(*(header._replace(length=size) if honest else header)) + bytes(size)
+                        guest.put(raw, cuts=cuts)
+                    case ("serve",):
+                        guest.device.service()
+                    case ("buffers",):
+                        guest.offer(len(guest.receive()))
+                    case ("host sends",):
+                        for host in hosts:
+                            with contextlib.suppress(OSError):
+                                host.send(b"x" * 3000)
+                        for connection in guest.connections._table.values():
+                            connection.readable = True
+                            guest.connections.wake(connection)
+                    case ("host closes",) if hosts:
+                        hosts.pop().close()
+                    case ("host opens",):
+                        ours, theirs = socket.socketpair()
+                        ours.setblocking(False)
+                        theirs.setblocking(False)
+                        hosts.append(theirs)
+                        if not guest.connections.accept(ours, 5000):
+                            ours.close()
+                with contextlib.suppress(BlockingIOError):
+                    hosts.append(listener.accept()[0])
+                for connection in guest.connections._table.values():
+                    assert len(connection.backlog) <= connection.window
+                    assert connection.state is not State.CLOSED
+                    assert connection.credit >= 0
+                assert len(guest.device._resets) <= MAX_RESETS + 1
+            assert guest.device.running  # packets alone never stop it
+            for _ in range(50):
+                guest.offer(len(guest.receive()))
+                guest.device.service()
+            assert guest.taken == guest.sent & 0xFFFF
+        finally:
+            guest.close()
+            for host in hosts:
+                host.close()
+            for connection in list(guest.connections._table.values()):
+                guest.connections.close(connection)
+            guest.loop._close_discarded()
+        assert len(guest.connections) == 0
