@@ -51,9 +51,9 @@ class Connection:
     """
 
     __slots__ = (
-        "_burst", "_ending", "_eof", "_gathered", "_gathered_size", "_guest_shut", "_hangup", "_host_deaf", "_owes_credit", "_owes_opening",
-        "_peer_forwarded", "_peer_window", "_sent", "_shut", "_shut_told", "_told", "accepted", "address", "backlog",
-        "forwarded", "queued", "readable", "socket", "state", "waits_for_room",
+        "_burst", "_ending", "_eof", "_gathered", "_gathered_size", "_guest_shut", "_hangup", "_host_deaf",
+        "_owes_credit", "_owes_opening", "_peer_forwarded", "_peer_window", "_sent", "_shut", "_shut_told", "_told",
+        "accepted", "address", "backlog", "forwarded", "queued", "readable", "socket", "state", "waits_for_room",
         "window",
     )  # fmt: skip
 

@@ -235,6 +235,7 @@ class Device:
                 case Outcome.IDLE:
                     pass
                 case Outcome.MORE:
+                    inbox.publish()  # the guest reads these bytes while we fetch the next
                     self._connections.wake(connection)
                 case Outcome.STARVED:
                     connection.queued = True

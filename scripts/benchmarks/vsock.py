@@ -28,7 +28,7 @@ SIZES = (4096, 16384, 65536, 1048576)  # bytes a write
 LIMIT = 20.0  # seconds for one measurement; what takes longer has stalled
 MIB = 1 << 20
 DIRECTIONS = {"g2h": False, "h2g": True}
-PACKETS = 4000  # of 64 KiB, for the backend's own cost
+PACKETS, ROUNDS = 200, 40  # of 64 KiB each, for the backend's own cost
 
 
 class Bench:
@@ -45,8 +45,8 @@ class Bench:
             rig.close()
         self._rigs.clear()
 
-    def run(self, direction: str, size: int, *, total: int, runs: int) -> dict[str, float | None]:
-        """Return the MB/s of each backend: the median of runs that alternate between them; None where it stalls."""
+    def run(self, direction: str, size: int, *, total: int, runs: int) -> dict[str, list[float] | None]:
+        """Return the MB/s of each backend in runs that alternate between them; None where it stalls."""
         speeds: dict[str, list[float]] = {name: [] for name in self._commands}
         stalled = set()
         for _ in range(runs):
@@ -59,9 +59,7 @@ class Bench:
                     stalled.add(name)
                     self.stalls[f"{name} {direction} {size}"] = str(stall)
                     self._rigs.pop(name).close()
-        return {
-            name: None if name in stalled else round(statistics.median(values), 1) for name, values in speeds.items()
-        }
+        return {name: None if name in stalled else values for name, values in speeds.items()}
 
     def _measure(self, name: str, direction: str, size: int, total: int) -> float:
         if name not in self._rigs:
@@ -88,17 +86,24 @@ def find_commands() -> tuple[dict[str, Command], str | None]:
     return commands, None
 
 
-def compare(speeds: dict[str, float | None]) -> float | None:
-    """Return ours over theirs; None where either has no figure."""
+def compare(speeds: dict[str, list[float] | None]) -> float | None:
+    """Return ours over theirs, the median over pairs of runs next to each other; None where either has no figure."""
     ours, theirs = speeds["ours"], speeds.get("theirs")
-    return round(ours / theirs, 2) if ours and theirs else None
+    if ours is None or theirs is None:
+        return None
+    return round(statistics.median(our / their for our, their in zip(ours, theirs, strict=True)), 2)
 
 
-def measure_costs(runs: int, tell: Callable[[str], None]) -> dict[str, float]:
-    """Return the microseconds of 64 KiB each way: the least of some runs, since others only add to them."""
+def medians(speeds: dict[str, list[float] | None]) -> dict[str, float | None]:
+    """Return each backend's median in MB/s."""
+    return {name: None if values is None else round(statistics.median(values), 1) for name, values in speeds.items()}
+
+
+def measure_costs(tell: Callable[[str], None]) -> dict[str, float]:
+    """Return the microseconds of 64 KiB each way."""
     costs = {}
     for direction, to_guest in DIRECTIONS.items():
-        costs[direction] = round(min(measure_cost(to_guest=to_guest, packets=PACKETS) for _ in range(runs)), 1)
+        costs[direction] = round(measure_cost(to_guest=to_guest, packets=PACKETS, rounds=ROUNDS), 1)
         tell(f"{direction}: {costs[direction]} us of the backend's CPU for 64 KiB")
     return costs
 
@@ -118,23 +123,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench vsock", description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--image", type=Path, metavar="FILE.eif", help="whose kernel to boot; default: this checkout's")
-    parser.add_argument("--runs", type=int, default=5, help="of each; medians are shown (default 5)")
-    parser.add_argument("--mib", type=int, default=48, help="moved in each run (default 48)")
+    parser.add_argument("--runs", type=int, default=9, help="of each; medians are shown (default 9)")
+    parser.add_argument("--mib", type=int, default=24, help="moved in each run (default 24)")
     parser.add_argument("--accel", choices=("kvm", "tcg"), default="tcg")
     args = parser.parse_args()
-    costs = measure_costs(args.runs, say)
+    costs = measure_costs(say)
     commands, missing = find_commands()
     with tempfile.TemporaryDirectory(prefix="veracruz-bench-") as folder:
         image = read_eif(find_image(args.image, Path(folder)).read_bytes())
     guest = make_guest(image, build_guest_program("bench-guest", Path(__file__).parent / "vsock_parts/guest.c"))
     bench = Bench(commands, guest, Accel(args.accel))
-    table: dict[str, dict[str, dict[str, float | None]]] = {direction: {} for direction in DIRECTIONS}
+    table: dict[str, dict[str, dict[str, list[float] | None]]] = {direction: {} for direction in DIRECTIONS}
     try:
         for direction in DIRECTIONS:
             for size in SIZES:
                 speeds = bench.run(direction, size, total=args.mib * MIB, runs=args.runs)
                 table[direction][str(size)] = speeds
-                say(f"{direction} at {size // 1024} KiB a write: {speeds} MB/s")
+                say(f"{direction} at {size // 1024} KiB a write: {medians(speeds)} MB/s")
     finally:
         bench.close()
     ratios: dict[str, Any] = {
@@ -143,7 +148,8 @@ def main() -> int:
     }
     ratios["backend_us_per_64k"] = costs
     context = {
-        "mb_s": table, "peer": None if missing else f"{PACKAGE.name} {PACKAGE.version}", "missing": missing,
+        "mb_s": {way: {size: medians(speeds) for size, speeds in rows.items()} for way, rows in table.items()},
+        "peer": None if missing else f"{PACKAGE.name} {PACKAGE.version}", "missing": missing,
         "stalled": bench.stalls, "accel": args.accel, "runs": args.runs, "mib": args.mib,
         "host_cpus": os.cpu_count(), "qemu": find_qemu().banner, "load": [round(one, 1) for one in os.getloadavg()],
     }  # fmt: skip
