@@ -83,7 +83,7 @@ class Connection:
         self._shut_told = 0
         self._owes_opening = REQUEST if accepted else 0
         self._owes_credit = False
-        self._burst = 1  # buffers to ask for: doubles while the host fills them all
+        self._burst = 1  # buffers to ask for: twice what the host filled last
 
     # From the guest
 
@@ -216,12 +216,12 @@ class Connection:
         if not inbox.reserve(self._burst):
             return Outcome.STARVED
         try:
-            count, more = inbox.fill(
+            count, buffers, more = inbox.fill(
                 self.socket, self.address,
                 limit=limit, burst=self._burst, window=self.window, forwarded=self.forwarded,
             )  # fmt: skip
         except BlockingIOError:
-            self.readable, self._burst = False, 1
+            self.readable = False
             return Outcome.IDLE
         except OSError:
             return Outcome.BROKEN
@@ -234,7 +234,7 @@ class Connection:
         self._told, self._owes_credit = self.forwarded, False
         # An end of file that came along with these bytes gives no second edge.
         self.readable = more or self._ending
-        self._burst = min(2 * self._burst, MAX_BURST) if more else max(1, self._burst >> 1)
+        self._burst = min(2 * buffers, MAX_BURST)
         return Outcome.MORE if self.readable else Outcome.IDLE
 
     def _deliver_owed(self, inbox: Inbox) -> bool:

@@ -53,10 +53,11 @@ class Inbox:
 
     def fill(
         self, source: socket.socket, address: Address, *, limit: int, burst: int, window: int, forwarded: int
-    ) -> tuple[int, bool]:
+    ) -> tuple[int, int, bool]:
         """Receive up to `limit` bytes into at most `burst` reserved buffers, a packet each.
 
-        Returns the number of bytes (0 at the end of the stream) and whether the source may hold more right now.
+        Returns the number of bytes (0 at the end of the stream), that of buffers, and whether the source may hold more
+        right now.
         Raises what `recvmsg_into` raises.
         """
         views: Views = []
@@ -71,12 +72,12 @@ class Inbox:
         if room > limit:
             views, room = split(views, limit)[0], limit
         count, _, flags, _ = source.recvmsg_into(views)
-        self._finish(address, count, window, forwarded)
+        buffers = self._finish(address, count, window, forwarded)
         # A short read has emptied the socket, unless it stopped at descriptors that somebody passed (they are lost).
-        return count, count == room or bool(flags & socket.MSG_CTRUNC)
+        return count, buffers, count == room or bool(flags & socket.MSG_CTRUNC)
 
-    def _finish(self, address: Address, left: int, window: int, forwarded: int) -> None:
-        """Write the headers of packets whose payloads, `left` bytes in all, stand in the first buffers."""
+    def _finish(self, address: Address, left: int, window: int, forwarded: int) -> int:
+        """Write the headers of packets whose payloads, `left` bytes in all, stand in the first buffers; count them."""
         used: list[int] = []
         length, packed = 0, b""
         while left:
@@ -92,6 +93,7 @@ class Inbox:
             used += (head, HEADER_SIZE + length)
             left -= length
         self._queue.push(used)
+        return len(used) // 2
 
     def _pack(self, address: Address, length: int, op: int, flags: int, window: int, forwarded: int) -> bytes:
         cid, port, guest_port = address
