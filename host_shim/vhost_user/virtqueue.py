@@ -24,6 +24,7 @@ MAX_CHAIN = 1024  # descriptors of one chain; IOV_MAX, and more than any ring of
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4  # virtio 1.2, 2.7.5: VIRTQ_DESC_F_*
 _NO_INTERRUPT, _NO_NOTIFY = 1, 1  # 2.7.6 and 2.7.8: avail->flags, used->flags
 _DESCRIPTOR = struct.Struct("<QIHH")  # address, length, flags, next
+_PAIR = struct.Struct("<QIHHQIHH")  # a table of two
 _BARRIER = threading.Lock()
 
 Views = list[memoryview]
@@ -73,8 +74,16 @@ class Virtqueue:
     def take(self, count: int) -> list[Chain]:
         """Take the next chains, `count` at most; raises GuestFault and takes none if one of them is malformed."""
         heads = self._heads(count)
-        walk = self._walk
-        chains = [(head, *walk(head)) for head in heads]
+        table, unpack_from, view = self._table, _DESCRIPTOR.unpack_from, self._memory.view
+        chains: list[Chain] = []
+        for head in heads:
+            address, length, flags, _ = unpack_from(table, head * 16)
+            if flags == _INDIRECT and length == _PAIR.size:  # what Linux sends: a header and one piece of payload
+                at, size, following, index, at2, size2, last, _ = _PAIR.unpack(view(address, length))
+                if following == _NEXT and index == 1 and last == 0:
+                    chains.append((head, [view(at, size), view(at2, size2)], []))
+                    continue
+            chains.append((head, *self._walk(head)))
         self.next = (self.next + len(heads)) & 0xFFFF
         return chains
 

@@ -123,6 +123,39 @@ def test_an_indirect_table_is_followed_from_a_copy(guest: Guest) -> None:
     assert [len(view) for view in chain[1]] == [3, 4]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((GUEST + DATA, 3, NEXT, 1), (GUEST + DATA + 3, 4, 0, 0), ([3, 4], [])),
+        ((GUEST + DATA, 3, NEXT, 1), (GUEST + DATA + 3, 4, 0, 9), ([3, 4], [])),  # a last one's next means nothing
+        ((GUEST + DATA, 3, NEXT, 1), (GUEST + DATA + 3, 4, WRITE, 0), ([3], [4])),
+        ((GUEST + DATA, 3, 0, 1), (GUEST + DATA + 3, 4, 0, 0), ([3], [])),
+        ((GUEST + DATA, 3, NEXT, 1), (GUEST + DATA + 3, 4, NEXT, 0), "loop"),
+        ((GUEST + DATA, 3, NEXT, 0), (GUEST + DATA + 3, 4, 0, 0), "loop"),
+        ((GUEST + DATA, 3, NEXT, 2), (GUEST + DATA + 3, 4, 0, 0), "outside its table"),
+        ((GUEST + DATA, 3, NEXT, 1), (GUEST + SIZE - 3, 4, 0, 0), "outside the guest's memory"),
+        ((GUEST - 1, 3, NEXT, 1), (GUEST + DATA, 4, 0, 0), "outside the guest's memory"),
+        ((GUEST + DATA, 16, NEXT | INDIRECT, 1), (GUEST + DATA, 4, 0, 0), "indirect"),
+    ],
+)
+def test_an_indirect_table_of_two_is_read_as_any_other(
+    guest: Guest,
+    first: tuple[int, int, int, int],
+    second: tuple[int, int, int, int],
+    expected: tuple[list[int], list[int]] | str,
+) -> None:
+    table = DATA + 0x1000
+    struct.pack_into("<QIHHQIHH", guest.raw, table, *first, *second)
+    guest.describe(0, GUEST + table, 32, INDIRECT)
+    guest.offer(0)
+    if isinstance(expected, str):
+        with pytest.raises(GuestFault, match=expected):
+            guest.queue.take(1)
+    else:
+        ((_, readable, writable),) = guest.queue.take(1)
+        assert ([len(view) for view in readable], [len(view) for view in writable]) == expected
+
+
 def test_with_event_idx_the_guest_is_interrupted_where_it_asked(guest: Guest) -> None:
     guest.describe(0, GUEST + DATA, 1)
     for wanted_at, expected in ((0, True), (5, False), (2, True)):
