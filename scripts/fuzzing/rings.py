@@ -53,6 +53,7 @@ def run_virtqueue(data: bytes) -> None:
     changes = _POKE.iter_unpack(pokes[: len(pokes) - len(pokes) % _POKE.size])
     queue = guest.ring(0, base=base, event_idx=bool(flags & 1))
     inbox = Inbox(queue, CID) if flags & 2 else None
+    known: dict[tuple[int, int], list[memoryview]] = {}
     for step in range(steps % 64):
         for place, value in (change for change, _ in zip(changes, range(2), strict=False)):
             guest.raw[place % SIZE] = value
@@ -60,12 +61,19 @@ def run_virtqueue(data: bytes) -> None:
             inbox.send(Address(3, 1, 2), packet.RST)
             inbox.reserve(step % 4)
             inbox.publish()
-        elif (chain := queue.pop()) is not None:
-            head, readable, writable = chain
-            views = readable + writable
+            continue
+        count = 1 + step % QUEUE
+        if flags & 4:
+            taken = queue.take_buffers(count, lambda readable, writable: readable + writable, known)
+        else:
+            taken = [(head, readable + writable) for head, readable, writable in queue.take(count)]
+        if len(taken) > count:
+            raise WrongVerdict("more chains were given out than asked for")
+        for head, views in taken:
             if len(views) > MAX_CHAIN or any(view.obj is not guest.raw.obj for view in views) or head >= QUEUE:
                 raise WrongVerdict("a chain was given out that is too long or outside the guest's memory")
-            queue.push(head, sum(map(len, writable)))
+        if taken:
+            queue.push([number for head, views in taken for number in (head, sum(map(len, views)))])
             queue.publish()
         else:
             queue.arm()
@@ -98,6 +106,7 @@ def virtqueue_seeds() -> Mapping[str, bytes]:
         "loop": _RINGS.pack(1, 0, 3) + loop,
         "inbox": _RINGS.pack(3, 0, 12) + buffers,
         "inbox-cut": _RINGS.pack(2, 0, 3) + cut,
+        "remembered": _RINGS.pack(5, 0, 9) + buffers,
         "changing": _RINGS.pack(1, 0, 9) + one + _POKE.pack(AVAILABLE + 2, 9) + _POKE.pack(12, WRITE | NEXT),
     }
 
