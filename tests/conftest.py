@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -35,3 +36,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if marker in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=f"runs with {option}"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to run where pytest-xdist knows no groups: two machines on two cores are slower than any deadline."""
+    if "PYTEST_XDIST_WORKER" in os.environ and session.config.getoption("loadgroup"):
+        for item in session.items:
+            if "boot" in item.keywords and not item.nodeid.endswith("@boot"):
+                raise pytest.UsageError(f"{item.nodeid}: pytest-xdist did not take its group; see pyproject.toml")
