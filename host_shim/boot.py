@@ -18,7 +18,7 @@ from attestation.errors import escape
 from attestation.measurements import Measurements
 from enclave_image.runtime.wire import PORT_API, Event
 
-from .children import Child, python_command
+from .children import GRACE, Child, python_command
 from .console_log import ConsoleLog, read_some, tail
 from .dev_pki import Chain, DevelopmentRoot
 from .egress.rules import Rule
@@ -28,6 +28,7 @@ from .listen import Listener
 from .news import FAREWELLS, HALTS, Asked, Complaint, Ended, EventCode, Heartbeat, News, tell_event
 from .nsm_emulator import BootState, Identity, NsmEmulator
 from .parent_ports import ParentPorts
+from .relay.limits import Limits
 from .report import Report
 from .state import Claim, Record, make_sockets, remove_sockets
 
@@ -60,6 +61,7 @@ class Setting:
     policy: bytes
     policy_hash: bytes
     role: str | None
+    limits: Limits
     egress: tuple[Rule, ...] = ()
 
 
@@ -217,7 +219,8 @@ async def start_boot(
         relay, gate = _start_relay(setting, f"{base}_{PORT_API}")
         boot = Boot(isolate, running, relay, record, setting, news, gate, egress)
         stack.callback(boot.open_gate)
-        stack.push_async_callback(relay.stop)  # before the gate: nobody is let in at the end
+        # Before the gate: nobody is let in at the end.
+        stack.push_async_callback(relay.stop, GRACE + setting.limits.drain)
         boot.record = replace(record, children=tuple(filter(None, (child.identity for child in boot.children))))
         claim.write(boot.record)
         pump = asyncio.create_task(setting.console.pump(running.console))
@@ -237,20 +240,25 @@ def _module(isolate: Isolate, setting: Setting) -> NsmEmulator:
 
 
 def _start_relay(setting: Setting, target: str) -> tuple[Child, int]:
+    counters = os.open(
+        setting.claim.counters, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+    )
     gate, opener = os.pipe()
     listener = setting.listener.fileno()
     try:
         relay = Child(
             python_command(
-                "host_shim.relay", "--listen-fd", str(listener), "--gate-fd", str(gate), "--target", target
+                "host_shim.relay", "--listen-fd", str(listener), "--gate-fd", str(gate), "--target", target,
+                "--counters-fd", str(counters), *setting.limits.words(),
             ),
-            name="relay", stderr=setting.log, pass_fds=[listener, gate],
+            name="relay", stderr=setting.log, pass_fds=[listener, gate, counters],
         )  # fmt: skip
     except BaseException:
         os.close(opener)
         raise
     finally:
         os.close(gate)
+        os.close(counters)
     return relay, opener
 
 

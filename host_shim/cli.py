@@ -23,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     from attestation import explain_cli
     from enclave_image import cli as image_cli
 
-    from . import doctor_cli, enclave_cli
+    from . import doctor_cli, enclave_cli, relay_cli
 
     parser = argparse.ArgumentParser(
         prog="veracruz", description="Compute together in attested isolates.", allow_abbrev=False
@@ -32,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     image_cli.add_verbs(commands)
     enclave_cli.add_verbs(commands)
     doctor_cli.add_verbs(commands)
+    relay_cli.add_verbs(commands)
     attestation_cli.add_verbs(commands)
     explain_cli.add_verbs(commands, PACKAGES)
     return parser

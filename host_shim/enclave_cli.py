@@ -15,9 +15,11 @@ from typing import Any
 from attestation.console import EXIT_INTERRUPTED, Commands, emit, new_group, new_parser, say, write_out
 from attestation.errors import EXIT_OK, UsageError
 
+from .relay_cli import add_limits, check_limits, make_limits
 from .state import Isolates, Record, Stage
 
 STOP_TIMEOUT = 20.0  # seconds; a supervisor needs two times five for processes that do not listen
+LONGEST_DRAIN = 10.0  # seconds; within STOP_TIMEOUT
 STOP_PAUSE = 0.05  # seconds
 
 
@@ -60,6 +62,7 @@ def _add_run(enclave: Commands) -> None:
     parser.add_argument(
         "--boot-limit", metavar="SECONDS", type=float, default=120.0, help="until it must serve (default 120)"
     )
+    add_limits(parser, drain=0.0)
 
 
 def run_isolate(args: argparse.Namespace) -> int:
@@ -69,6 +72,7 @@ def run_isolate(args: argparse.Namespace) -> int:
     _demand_range("--memory", args.memory, 64, 1 << 20, "MiB")
     _demand_range("--cpus", args.cpus, 1, 64, "processors")
     _demand_range("--boot-limit", args.boot_limit, 1, 86400, "seconds")
+    check_limits(args, longest_drain=LONGEST_DRAIN)
 
     def serve(report: Report, tell: Callable[[Mapping[str, Any]], None]) -> signal.Signals | None:
         return _supervise(args, report, tell)
@@ -132,6 +136,7 @@ def _supervise(
             role=args.role,
             boot_limit=args.boot_limit,
             egress=egress,
+            limits=make_limits(args),
             works=works,
         )
         root = open_root(lambda: datetime.now(UTC))

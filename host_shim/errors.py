@@ -40,10 +40,31 @@ class CannotListen(EnvironmentLacks):
 
 
 class MalformedEndpoint(UsageError):
-    """An endpoint is neither HOST:PORT nor unix:PATH."""
+    """An endpoint is not of the form ADDRESS:PORT, unix:PATH or vsock:CID:PORT."""
 
     slug = "malformed-endpoint"
-    cure = "Write HOST:PORT, [IPV6]:PORT or unix:PATH."
+    cure = "Write ADDRESS:PORT, [IPV6]:PORT, unix:PATH or vsock:CID:PORT."
+
+
+class NoSuchHost(EnvironmentLacks):
+    """A name given on the command line does not resolve here."""
+
+    slug = "no-such-host"
+    cure = "Give an address instead of a name, or see why this machine's resolver does not know it."
+
+
+class BadActivation(EnvironmentLacks):
+    """The sockets that systemd is to hand over are not there, or are not of the kind that is needed."""
+
+    slug = "bad-activation"
+    cure = "Let the .socket unit have ListenStream= and Accept=no, and the service no --listen but systemd."
+
+
+class MalformedProxyHeader(VeracruzError):
+    """A load balancer's introduction of its client is not of the PROXY protocol's version 2."""
+
+    slug = "malformed-proxy-header"
+    cure = "Let the load balancer send PROXY protocol version 2, or leave --accept-proxy out."
 
 
 class MalformedEgress(UsageError):

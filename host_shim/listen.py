@@ -16,7 +16,9 @@ from .errors import CannotListen, MalformedEndpoint
 from .state import MAX_SOCKET_PATH
 
 BACKLOG = 512  # connections; they wait there until the isolate serves
-FORM = "ADDRESS:PORT, [IPV6]:PORT or unix:PATH"
+FORM = "ADDRESS:PORT, [IPV6]:PORT, unix:PATH or vsock:CID:PORT"
+ANY_CID = 0xFFFFFFFF  # VMADDR_CID_ANY
+ANY_PORT = 0xFFFFFFFF  # VMADDR_PORT_ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,22 @@ class UnixEndpoint:
         return f"unix:{self.path}"
 
 
-Endpoint = TcpEndpoint | UnixEndpoint
+@dataclass(frozen=True, slots=True)
+class VsockEndpoint:
+    """A context and a port (32 bits each); no context means whichever this machine has."""
+
+    cid: int | None
+    port: int
+
+    def __str__(self) -> str:
+        return f"vsock:{'any' if self.cid is None else self.cid}:{self.port}"
+
+
+Endpoint = TcpEndpoint | UnixEndpoint | VsockEndpoint
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """Parse what `--listen` was given; raise MalformedEndpoint."""
+    """Parse what `--listen` was given, perhaps with tcp: before an address; raise MalformedEndpoint."""
     if text.startswith("unix:"):
         path = Path(text.removeprefix("unix:")).absolute()
         if text == "unix:" or len(os.fsencode(path)) > MAX_SOCKET_PATH:
@@ -52,8 +65,10 @@ def parse_endpoint(text: str) -> Endpoint:
                 "the socket's path is empty or too long", expected=f"1 to {MAX_SOCKET_PATH} bytes", actual=path
             )
         return UnixEndpoint(path)
-    host, separator, port = text.rpartition(":")
-    if not separator or not (port.isascii() and port.isdecimal()) or len(port) > 5 or int(port) > 0xFFFF:
+    if text.startswith("vsock:"):
+        return _parse_vsock(text)
+    host, port = split_host(text)
+    if port is None:
         raise MalformedEndpoint("no endpoint", expected=FORM, actual=text)
     literal = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if literal == "localhost":
@@ -62,27 +77,54 @@ def parse_endpoint(text: str) -> Endpoint:
         address = ipaddress.ip_address(literal)
     except ValueError as error:
         raise MalformedEndpoint(
-            "the host to listen on is no address",
+            "the host is no address",
             expected=FORM,
             actual=text,
             hint="127.0.0.1 for this machine alone, 0.0.0.0 for all networks",
         ) from error
     if (address.version == 6) != host.startswith("["):
         raise MalformedEndpoint("an IPv6 address stands in brackets, others do not", expected=FORM, actual=text)
-    return TcpEndpoint(address, int(port))
+    return TcpEndpoint(address, port)
+
+
+def split_host(text: str) -> tuple[str, int | None]:
+    """Return what stands before the last colon, without a leading tcp:, and the port; None for no port."""
+    host, separator, port = text.removeprefix("tcp:").rpartition(":")
+    if not separator or not _is_number(port, 0xFFFF):
+        return text, None
+    return host, int(port)
+
+
+def _parse_vsock(text: str) -> VsockEndpoint:
+    cid, separator, port = text.removeprefix("vsock:").partition(":")
+    if not separator or not _is_number(port, 0xFFFFFFFE) or not (cid == "any" or _is_number(cid, ANY_CID)):
+        raise MalformedEndpoint("no vsock endpoint", expected="vsock:CID:PORT or vsock:any:PORT", actual=text)
+    return VsockEndpoint(None if cid == "any" or int(cid) == ANY_CID else int(cid), int(port))
+
+
+def _is_number(text: str, most: int) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and int(text) <= most
 
 
 class Listener:
     """A listening socket and the endpoint that it really has; close() also removes a Unix socket's file."""
 
     def __init__(self, wanted: Endpoint) -> None:
+        self._closed = False  # the socket may be closed by who accepts from it
         match wanted:
             case TcpEndpoint(host, _):
                 family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
             case UnixEndpoint(path):
                 family = socket.AF_UNIX
                 _remove_stale(path)
-        self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            case VsockEndpoint():
+                if not hasattr(socket, "AF_VSOCK"):
+                    raise CannotListen(f"cannot listen on {wanted}: this system has no vsock")
+                family = socket.AF_VSOCK
+        try:
+            self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {wanted}: {error.strerror}", hint=_hint(error.errno)) from error
         try:
             self.endpoint = self._bind(wanted)
         except OSError as error:
@@ -100,6 +142,15 @@ class Listener:
                 self._sock.bind(str(path))
                 self._sock.listen(BACKLOG)
                 return wanted
+            case VsockEndpoint(cid, port):
+                self._sock.bind((ANY_CID if cid is None else cid, port or ANY_PORT))
+                self._sock.listen(BACKLOG)
+                return VsockEndpoint(cid, self._sock.getsockname()[1])
+
+    @property
+    def sock(self) -> socket.socket:
+        """The socket itself."""
+        return self._sock
 
     def fileno(self) -> int:
         """Return the descriptor to accept from."""
@@ -107,8 +158,9 @@ class Listener:
 
     def close(self) -> None:
         """Let go of the address."""
-        if self._sock.fileno() < 0:
+        if self._closed:
             return
+        self._closed = True
         self._sock.close()
         if isinstance(self.endpoint, UnixEndpoint):
             with contextlib.suppress(OSError):
@@ -128,7 +180,9 @@ def _hint(number: int | None) -> str | None:
         case errno.EACCES:
             return "ports below 1024 are root's; choose another with --listen"
         case errno.EADDRNOTAVAIL:
-            return "this machine has no such address; 127.0.0.1 reaches itself, 0.0.0.0 is all networks"
+            return "this machine has no such address; 127.0.0.1 reaches itself; 0.0.0.0 and vsock:any are all it has"
+        case errno.EAFNOSUPPORT:
+            return "the kernel has no such sockets here; for vsock: modprobe vhost_vsock on a host, vsock in a guest"
     return None
 
 

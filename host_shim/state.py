@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What the host remembers of its isolates: one directory each, one lock that lives as long as its supervisor.
 
-    STATE/enclaves/NAME/    state.json (whole or absent), console.log, console.log.1, supervisor.log, lock
+    STATE/enclaves/NAME/    state.json (whole or absent), console.log, console.log.1, supervisor.log, lock,
+                            relay.counters
     RUN/veracruz-XXXXXXXX/  the isolate's sockets; a short path, since Unix socket paths end at 107 bytes
 
 The lock (flock) tells a live supervisor from a dead one, whatever happened to it; what a dead one left is cleaned up by
@@ -239,6 +240,11 @@ class Claim:
     def log(self) -> Path:
         """The file of what the supervisor did."""
         return self.directory / "supervisor.log"
+
+    @property
+    def counters(self) -> Path:
+        """The file in which this boot's relay publishes its counters (host_shim.relay.counters)."""
+        return self.directory / "relay.counters"
 
 
 def make_sockets() -> Path:

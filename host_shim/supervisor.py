@@ -27,6 +27,7 @@ from .errors import IsolateDied, IsolateHalted
 from .isolate import Isolate
 from .listen import Endpoint, Listener
 from .news import FAREWELLS, Asked, Ended, EventCode, News, tell_event
+from .relay.limits import Limits
 from .report import Report
 from .state import Claim, Isolates, Record, Stage
 
@@ -45,6 +46,7 @@ class Order:
     role: str | None = None
     boot_limit: float = BOOT_LIMIT
     egress: tuple[Rule, ...] = ()
+    limits: Limits = Limits(drain=0)  # noqa: RUF009 -- frozen
     works: Callable[[Isolate], None] = lambda isolate: None  # told which one came up
 
 
@@ -76,7 +78,8 @@ class Supervisor:
         console = ConsoleLog(claim.console)
         setting = Setting(
             claim, listener, console, self._report, self._root, log,
-            self._order.policy, policy_hash(self._order.policy), self._order.role, self._order.egress,
+            self._order.policy, policy_hash(self._order.policy), self._order.role, self._order.limits,
+            self._order.egress,
         )  # fmt: skip
         try:
             async with self._come_up(setting, record) as boot:

@@ -139,7 +139,7 @@ def test_an_aborted_end_aborts_the_other(isolate: Isolate, listener: Listener) -
 def test_a_dead_isolate_is_a_reset_and_no_silent_end(isolate: Isolate, listener: Listener) -> None:
     isolate.close()
     isolate.path.unlink()
-    with relay(listener, isolate.path), dial(listener) as client, pytest.raises(ConnectionResetError):
+    with relay(listener, isolate.path), pytest.raises(ConnectionResetError), dial(listener) as client:
         client.recv(1)
 
 
