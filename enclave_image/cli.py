@@ -19,6 +19,7 @@ from .cache import using_cache
 from .cache_cli import add_cache
 from .config import DEFAULT_DIR, ImageConfig, load_config
 from .inventory import dump_inventory, make_inventory
+from .kernel_options import add_kernel_options, read_kernel
 from .lock import Lock, load_lock
 from .lock_cli import add_lock
 from .recipe import Made, build_image
@@ -38,6 +39,7 @@ def add_verbs(commands: Commands) -> None:
     build.add_argument("--config", type=Path, default=DEFAULT_DIR, metavar="DIR", help="holds image.toml and the rest")
     build.add_argument("--lock", type=Path, metavar="FILE", help="instead of enclave.lock beside image.toml")
     build.add_argument("--snapshot", metavar="URL", help="of a snapshot service, for what the mirror no longer has")
+    add_kernel_options(build)
     build.add_argument("--offline", action="store_true", help="fetch nothing; fail if the cache lacks an input")
 
     eif_cli.add_verbs(group)
@@ -64,10 +66,13 @@ def build_verb(args: argparse.Namespace) -> int:
         demand_target(target)
         if (other := targets.setdefault(target.absolute(), option)) != option:
             raise UsageError(f"--{other} and --{option} name the same file", actual=target)
-    config = load_config(args.config)
+    config = load_config(args.config, kernel_config=args.kernel_config)
     lock = load_lock(args.lock or args.config / "enclave.lock")
+    kernel = read_kernel(args)
     with using_cache():
-        built, made = build_image(config, lock, out=args.out, offline=args.offline, snapshot=args.snapshot)
+        built, made = build_image(
+            config, lock, out=args.out, offline=args.offline, snapshot=args.snapshot, kernel=kernel
+        )  # fmt: skip
         _write_inventory(config, lock, made, args)
     table = dump_measurements(built.measurements)
     if args.measurements is not None:

@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 from attestation.files import read_limited, user_folder
 
 from .errors import InputUnavailable, MalformedConfig
+from .kernel_config import DEFAULT, KernelConfig, load_kernel_config
 from .lock import Archive
+from .patches import MAX_PATCH, Patch, load_patch
 
 SCHEMA = "veracruz.image/1"
 DEFAULT_DIR = Path(__file__).parent / "default"
@@ -38,7 +40,8 @@ class ImageConfig:
     debian_mirrors: tuple[str, ...]
     security_mirrors: tuple[str, ...]
     snapshot: str  # the address of a snapshot service, or nothing
-    fragment: bytes  # the kernel's configuration
+    kernel_config: KernelConfig
+    kernel_patches: tuple[Patch, ...]  # in the order in which they are applied
     directory: Path
 
 
@@ -52,14 +55,37 @@ def _strings(value: Any, place: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def load_config(directory: Path = DEFAULT_DIR) -> ImageConfig:
-    """Read `image.toml` and the kernel fragment beside it; raise UsageError or MalformedConfig naming the place."""
+def _patches(value: Any, directory: Path) -> tuple[Patch, ...]:
+    form = "[[kernel_patches]] with file and sha256"
+    if not isinstance(value, list):
+        raise MalformedConfig("image.toml: kernel_patches", expected=form, actual=value)
+    patches = []
+    for index, row in enumerate(value):
+        place = f"image.toml: kernel_patches[{index}]"
+        if not isinstance(row, dict) or set(row) != {"file", "sha256"}:
+            raise MalformedConfig(place, expected=form, actual=row)
+        file, sha256 = row["file"], row["sha256"]
+        if not isinstance(file, str) or not re.fullmatch(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/-]*", file):
+            raise MalformedConfig(f"{place}.file", expected="a plain path beside image.toml", actual=file)
+        if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise MalformedConfig(f"{place}.sha256", expected="64 hex digits", actual=sha256)
+        raw = read_limited(directory / file, limit=MAX_PATCH, what="patch")
+        patches.append(load_patch(directory / file, raw, sha256=sha256))
+    return tuple(patches)
+
+
+def load_config(directory: Path = DEFAULT_DIR, *, kernel_config: str | None = None) -> ImageConfig:
+    """Read `image.toml` and what stands beside it; raise UsageError, MalformedConfig or InputMismatch.
+
+    `kernel_config` names another kernel configuration than `image.toml` does.
+    """
     path = directory / "image.toml"
     hint = f"--config names a directory such as {DEFAULT_DIR}"
-    files = {
-        name: read_limited(directory / name, limit=MAX_CONFIG, what="configuration", hint=hint)
-        for name in ("image.toml", "kernel.fragment", "trim.list")
-    }
+
+    def read(name: str) -> bytes:
+        return read_limited(directory / name, limit=MAX_CONFIG, what="configuration", hint=hint)
+
+    files = {name: read(name) for name in ("image.toml", "trim.list")}
     try:
         table = tomllib.loads(files["image.toml"].decode())
     except ValueError as error:
@@ -76,6 +102,8 @@ def load_config(directory: Path = DEFAULT_DIR) -> ImageConfig:
     snapshot = mirrors.get("snapshot", "")
     if not isinstance(snapshot, str):
         raise MalformedConfig(f"{path}: mirrors.snapshot", expected="an address", actual=snapshot)
+    patches = _patches(table.pop("kernel_patches", []), directory)
+    chosen = table.pop("kernel_config", DEFAULT)
     try:
         texts = {name: table.pop(name) for name in _STRINGS}
         lists = {name: _strings(table.pop(name), name) for name in _LISTS}
@@ -91,10 +119,13 @@ def load_config(directory: Path = DEFAULT_DIR) -> ImageConfig:
         raise MalformedConfig(
             f"{path}: zstd_level or source_date_epoch", expected="1..19, seconds", actual=(level, epoch)
         )
+    if not isinstance(chosen, str):
+        raise MalformedConfig(f"{path}: kernel_config", expected="a name", actual=chosen)
     return ImageConfig(
         name=texts["name"], suite=texts["suite"], command_line=texts["command_line"],
         kernel_source=texts["kernel_source"], toolchain=lists["toolchain"], root=lists["root"], wheels=lists["wheels"],
-        zstd_level=level, source_date_epoch=epoch, fragment=files["kernel.fragment"], directory=directory,
+        zstd_level=level, source_date_epoch=epoch, directory=directory,
+        kernel_config=load_kernel_config(kernel_config or chosen, read), kernel_patches=patches,
         debian_mirrors=_strings(mirrors.get("debian", []), "mirrors.debian"),
         security_mirrors=_strings(mirrors.get("debian-security", []), "mirrors.debian-security"),
         snapshot=snapshot,

@@ -19,6 +19,9 @@ from attestation.console import say
 from .cache import Cache
 from .debian import open_data, write_tree
 from .errors import BuildFailed
+from .kernel_checks import BZIMAGE, check_kernel
+from .kernel_config import KernelConfig, check_config
+from .patches import Patch, apply_patch
 from .program import build_program, program_key
 from .toolchain import COMPILER, PREFIX, check_log, make_sysroot, sandboxed
 
@@ -41,19 +44,6 @@ def build_environment(epoch: int) -> dict[str, str]:
         "KBUILD_BUILD_TIMESTAMP": stamp, "KBUILD_BUILD_USER": "eif", "KBUILD_BUILD_HOST": "eif",
         "KBUILD_BUILD_VERSION": "1", "SOURCE_DATE_EPOCH": str(epoch),
     }  # fmt: skip
-
-
-def check_config(fragment: bytes, config: str) -> None:
-    """Raise BuildFailed unless every line of the fragment took effect in the finished .config."""
-    have = dict(re.findall(r"^(CONFIG_\w+)=(.*)$", config, re.MULTILINE))
-    for line in fragment.decode().splitlines():
-        match = re.fullmatch(r"(CONFIG_\w+)=(.*)", line.strip())
-        if match is None:
-            continue
-        name, wanted = match.groups()
-        actual = have.get(name, "n")
-        if actual != wanted:
-            raise BuildFailed(f"kernel.fragment: {name} did not take effect", expected=wanted, actual=actual)
 
 
 def unpack_source(package: Path, target: Path) -> None:
@@ -84,14 +74,24 @@ def _without_top(tar: tarfile.TarFile) -> tarfile.TarFile:
     return tar
 
 
-def kernel_key(*, source: str, toolchain: Sequence[str], fragment: bytes, epoch: int) -> str:
-    """Return the hash of all that the kernel is made of: inputs' SHA-256, configuration, recipe."""
-    parts = [RECIPE, source, *sorted(toolchain), hashlib.sha256(fragment).hexdigest(), str(epoch), *MAKE]
+def kernel_key(
+    *, source: str, toolchain: Sequence[str], config: KernelConfig, patches: Sequence[Patch], epoch: int
+) -> str:
+    """Return the hash of all that the kernel is made of: inputs' SHA-256, patches, configuration, recipe."""
+    fragment = hashlib.sha256(config.fragment).hexdigest()
+    parts = [RECIPE, source, *sorted(toolchain), fragment, *(patch.sha256 for patch in patches), str(epoch), *MAKE]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def build_kernel(
-    cache: Cache, key: str, *, source: Path, toolchain: Sequence[Path], fragment: bytes, epoch: int
+    cache: Cache,
+    key: str,
+    *,
+    source: Path,
+    toolchain: Sequence[Path],
+    config: KernelConfig,
+    patches: Sequence[Patch],
+    epoch: int,
 ) -> Path:
     """Return a directory with `bzImage` and `config`, compiled unless the cache has it."""
     if (found := cache.find("kernel", key)) is not None:
@@ -99,23 +99,26 @@ def build_kernel(
     with cache.make("kernel", key) as out:
         root, log = out.scratch / "root", cache.log("kernel", key)
         root.mkdir()
-        say("compiling the kernel (once; about five minutes on two cores)")
+        say(f"compiling the kernel, configuration {config.name} (once; about five minutes on two cores)")
         make_sysroot(root, toolchain)
         unpack_source(source, root / "src")
-        (root / "build/fragment").write_bytes(fragment)
+        for patch in patches:
+            apply_patch(patch, root / "src")
+        (root / "build/fragment").write_bytes(config.fragment)
         env = build_environment(epoch)
         sandboxed(
             root, [*MAKE, "allnoconfig"], what="kernel configuration", log=log,
             env={**env, "KCONFIG_ALLCONFIG": "/build/fragment"},
         )  # fmt: skip
-        config = (root / "build/.config").read_text()
-        check_config(fragment, config)
+        finished = (root / "build/.config").read_text()
+        check_config(config, finished)
         start = time.monotonic()
         sandboxed(root, [*MAKE, f"-j{os.cpu_count() or 1}", "bzImage"], what="kernel", log=log, env=env)
         check_log(log)
+        check_kernel(root / "build", environment=env)
         say(f"kernel compiled in {time.monotonic() - start:.0f} s")
-        shutil.copyfile(root / "build/arch/x86/boot/bzImage", out.product / "bzImage")
-        (out.product / "config").write_text(config)
+        shutil.copyfile(root / "build" / BZIMAGE, out.product / "bzImage")
+        (out.product / "config").write_text(finished)
     return cache.demand("kernel", key)
 
 

@@ -22,6 +22,7 @@ from .config import ImageConfig, cache_dir, find_mirrors, find_snapshot
 from .eif import SectionType, read_eif, write_eif
 from .errors import BuildFailed
 from .fetch import Snapshot, fetch_inputs, find_missing
+from .given_kernel import GivenKernel
 from .initramfs import Tree
 from .kernel import build_init, build_kernel, init_key, kernel_key
 from .lock import Lock, LockedPackage, Role, demand_tool
@@ -63,28 +64,44 @@ class Made:
 
 
 def build_image(
-    config: ImageConfig, lock: Lock, *, out: Path, offline: bool = False, snapshot: str | None = None
+    config: ImageConfig,
+    lock: Lock,
+    *,
+    out: Path,
+    offline: bool = False,
+    snapshot: str | None = None,
+    kernel: GivenKernel | None = None,
 ) -> tuple[Built, Made]:
-    """Build the EIF that `config` and `lock` describe, write it to `out`; return its measurements and its parts."""
+    """Build the EIF that `config` and `lock` describe, write it to `out`; return its measurements and its parts.
+
+    A `kernel` that was given takes the place of the one that they describe.
+    """
     with using_cache():
-        made = make_image(config, lock, out=out, offline=offline, snapshot=snapshot)
+        made = make_image(config, lock, out=out, offline=offline, snapshot=snapshot, kernel=kernel)
         return _write(made.image, out), made
 
 
 def make_image(
-    config: ImageConfig, lock: Lock, *, out: Path | None = None, offline: bool = False, snapshot: str | None = None
+    config: ImageConfig,
+    lock: Lock,
+    *,
+    out: Path | None = None,
+    offline: bool = False,
+    snapshot: str | None = None,
+    kernel: GivenKernel | None = None,
 ) -> Made:
     """Return the image that `config` and `lock` describe. The caller holds `using_cache`; `out` is where it will go."""
     demand_tool(lock)
     cache = Cache()
-    inputs = _fetch(cache, config, lock, out=out, offline=offline, snapshot=snapshot)
-    platform = _build_platform(cache, config, lock, inputs)
+    have_kernel = kernel is not None or cache.find("kernel", _kernel_key(config, lock)) is not None
+    inputs = _fetch(cache, config, lock, out=out, offline=offline, snapshot=snapshot, have_kernel=have_kernel)
+    platform = _build_platform(cache, config, lock, inputs, kernel)
     tree, application = _build_application(platform, config)
     image = write_eif(
         [
             (SectionType.KERNEL, platform.kernel),
             (SectionType.CMDLINE, config.command_line.encode()),
-            (SectionType.METADATA, _make_metadata(config, lock)),
+            (SectionType.METADATA, _make_metadata(config, lock, kernel)),
             (SectionType.RAMDISK, platform.ramdisk),
             (SectionType.RAMDISK, application),
         ]
@@ -96,8 +113,9 @@ def _kernel_key(config: ImageConfig, lock: Lock) -> str:
     (source,) = lock.packages_for(Role.KERNEL)
     toolchain = [package.sha256 for package in lock.packages_for(Role.TOOLCHAIN)]
     return kernel_key(
-        source=source.sha256, toolchain=toolchain, fragment=config.fragment, epoch=config.source_date_epoch
-    )
+        source=source.sha256, toolchain=toolchain, config=config.kernel_config, patches=config.kernel_patches,
+        epoch=config.source_date_epoch,
+    )  # fmt: skip
 
 
 def _platform_key(config: ImageConfig, lock: Lock, init: Path) -> str:
@@ -120,9 +138,15 @@ def find_needed(config: ImageConfig, lock: Lock) -> frozenset[str]:
 
 
 def _fetch(
-    cache: Cache, config: ImageConfig, lock: Lock, *, out: Path | None, offline: bool, snapshot: str | None
+    cache: Cache,
+    config: ImageConfig,
+    lock: Lock,
+    *,
+    out: Path | None,
+    offline: bool,
+    snapshot: str | None,
+    have_kernel: bool,
 ) -> Mapping[str, Path]:
-    have_kernel = cache.find("kernel", _kernel_key(config, lock)) is not None
     cache_dir().mkdir(parents=True, exist_ok=True)
     source = frozenset({Role.KERNEL})
     wanted = [e for e in lock.inputs if not (have_kernel and isinstance(e, LockedPackage) and e.roles == source)]
@@ -135,14 +159,22 @@ def _fetch(
     return fetch_inputs(wanted, mirrors, snapshot=service, offline=offline)
 
 
-def _build_platform(cache: Cache, config: ImageConfig, lock: Lock, inputs: Mapping[str, Path]) -> Platform:
-    tools = lock.packages_for(Role.TOOLCHAIN)
-    toolchain = [inputs[package.name] for package in tools]
+def _build_kernel(cache: Cache, config: ImageConfig, lock: Lock, inputs: Mapping[str, Path]) -> bytes:
     (source,) = lock.packages_for(Role.KERNEL)
     kernel = build_kernel(
-        cache, _kernel_key(config, lock), source=inputs.get(source.name, Path()), toolchain=toolchain,
-        fragment=config.fragment, epoch=config.source_date_epoch,
+        cache, _kernel_key(config, lock), source=inputs.get(source.name, Path()),
+        toolchain=[inputs[package.name] for package in lock.packages_for(Role.TOOLCHAIN)],
+        config=config.kernel_config, patches=config.kernel_patches, epoch=config.source_date_epoch,
     )  # fmt: skip
+    return (kernel / "bzImage").read_bytes()
+
+
+def _build_platform(
+    cache: Cache, config: ImageConfig, lock: Lock, inputs: Mapping[str, Path], given: GivenKernel | None
+) -> Platform:
+    kernel = given.image if given else _build_kernel(cache, config, lock, inputs)
+    tools = lock.packages_for(Role.TOOLCHAIN)
+    toolchain = [inputs[package.name] for package in tools]
     init = build_init(
         cache, toolchain=toolchain, toolchain_hashes=[p.sha256 for p in tools], command_line=config.command_line
     )
@@ -156,7 +188,7 @@ def _build_platform(cache: Cache, config: ImageConfig, lock: Lock, inputs: Mappi
                 wheels=[inputs[w.name] for w in lock.wheels], trim=trim, init=init, level=config.zstd_level,
             )  # fmt: skip
     entry = cache.demand("platform", key)
-    return Platform((kernel / "bzImage").read_bytes(), (entry / RAMDISK).read_bytes(), entry / ROOT, entry / ORIGINS)
+    return Platform(kernel, (entry / RAMDISK).read_bytes(), entry / ROOT, entry / ORIGINS)
 
 
 def _build_application(platform: Platform, config: ImageConfig) -> tuple[Tree, bytes]:
@@ -168,7 +200,7 @@ def _build_application(platform: Platform, config: ImageConfig) -> tuple[Tree, b
     return tree, pack(tree, platform.root, config.zstd_level)
 
 
-def _make_metadata(config: ImageConfig, lock: Lock) -> bytes:
+def _make_metadata(config: ImageConfig, lock: Lock, given: GivenKernel | None) -> bytes:
     (source,) = lock.packages_for(Role.KERNEL)
     built = datetime.fromtimestamp(config.source_date_epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return json.dumps(
@@ -180,10 +212,10 @@ def _make_metadata(config: ImageConfig, lock: Lock) -> bytes:
                 "BuildTool": "veracruz",
                 "BuildToolVersion": metadata.version("veracruz"),
                 "OperatingSystem": f"Debian {config.suite}",
-                "KernelVersion": source.version,
+                "KernelVersion": given.banner if given else source.version,
             },
             "DockerInfo": {},
-            "CustomMetadata": None,
+            "CustomMetadata": {"GivenKernel": {"SHA256": given.sha256}} if given else None,
         },
         separators=(",", ":"),
     ).encode()

@@ -19,6 +19,7 @@ from .comparison import Comparison, FileRow, SectionRow, compare_images
 from .config import DEFAULT_DIR, load_config
 from .eif import MAX_EIF, load_eif, read_eif
 from .inventory import make_inventory
+from .kernel_options import add_kernel_options, read_kernel
 from .lock import load_lock
 from .recipe import make_image
 
@@ -39,6 +40,7 @@ def add_reproduce(group: Commands) -> None:
     verb.add_argument("--lock", type=Path, metavar="FILE", help="your own lock instead of enclave.lock beside it")
     verb.add_argument("--out", type=Path, metavar="FILE.eif", help="also write the rebuilt image there")
     verb.add_argument("--snapshot", metavar="URL", help="of a snapshot service, for what the mirror no longer has")
+    add_kernel_options(verb)
     verb.add_argument("--offline", action="store_true", help="fetch nothing; fail if the cache lacks an input")
 
 
@@ -47,10 +49,13 @@ def reproduce_verb(args: argparse.Namespace) -> int:
     theirs = load_eif(args.image)
     if args.out is not None:
         demand_target(args.out)
-    config, path = load_config(args.config), args.lock or args.config / "enclave.lock"
-    lock = load_lock(path)
+    config = load_config(args.config, kernel_config=args.kernel_config)
+    path = args.lock or args.config / "enclave.lock"
+    lock, kernel = load_lock(path), read_kernel(args)
     with using_cache():
-        made = make_image(config, lock, out=args.out, offline=args.offline, snapshot=args.snapshot)
+        made = make_image(
+            config, lock, out=args.out, offline=args.offline, snapshot=args.snapshot, kernel=kernel
+        )  # fmt: skip
         ours = read_eif(made.image)
         compared = compare_images(theirs, ours, make_inventory(config, lock, made))
     if args.out is not None:

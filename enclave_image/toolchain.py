@@ -22,10 +22,16 @@ _UNUSED = re.compile(
     r"usr/share/(doc|man|locale|info|lintian)/|.*/(lto1|lto-wrapper)$|.*/gconv/|.*/gcc/.*/plugin/|usr/bin/(pinky|users|who|uptime)$"
 )
 
-# A step of kbuild whose tool is missing or misbehaves often goes on with a wrong result; only the log shows it.
+# A step of kbuild whose tool is missing or misbehaves often goes on with a wrong result; only the log shows it. Such
+# lines come from shell, loader, make and the tools themselves, in words of their own.
 _SUSPICIOUS = re.compile(
-    r"not found|error while loading shared|invalid option|unrecognized (?:option|command)|No such file or directory"
+    r"not found|No such file|error while loading|cannot |can't |[Pp]ermission denied|[Ii]nvalid|[Uu]nrecognized|"
+    r"[Uu]nknown option|[Bb]ad (?:regex|substitution|option|file)|[Uu]nmatched|[Rr]egular expression|[Ss]yntax error|parse error|"
+    r"[Uu]sage: |Illegal instruction|Segmentation fault|core dumped|Killed|Terminated|Bus error|Exec format|"
+    r"No space left|Broken pipe|Input/output error|Error [0-9]+ \(ignored\)|Bad system call|not permitted|not supported"
 )
+# What is no message: the command itself, kbuild's own "  CC      file.o", the source that gcc shows under a warning.
+_NO_MESSAGE = re.compile(r"\+ |  [A-Z][A-Z0-9_]*(?: \[[A-Z]\])? +\S+$|\s*\d* \| ")
 # kbuild asks for tools that it can do without, and says so in these lines.
 _HARMLESS = re.compile(r"pahole|rustc|bindgen|pkg-config|git: not found")
 
@@ -121,5 +127,5 @@ def sandboxed(
 def check_log(log: Path) -> None:
     """Raise BuildFailed when a build's log shows a missing or misbehaving tool."""
     for line in log.read_text("utf-8", "replace").splitlines():
-        if _SUSPICIOUS.search(line) and not _HARMLESS.search(line) and not line.startswith("+ "):
+        if _SUSPICIOUS.search(line) and not _HARMLESS.search(line) and not _NO_MESSAGE.match(line):
             raise BuildFailed("the build only seemed to succeed; its log says", actual=line, hint=f"see {log}")

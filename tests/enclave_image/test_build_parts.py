@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Parts of the build that need no kernel: cache, sandbox, toolchain checks, trim list, kernel configuration."""
+"""Parts of the build that need no kernel: cache, sandbox, toolchain checks, trim list, configuration."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from enclave_image.application import find_modules
 from enclave_image.cache import Cache, demand_space
 from enclave_image.config import DEFAULT_DIR, find_mirrors, load_config
 from enclave_image.errors import BuildFailed, MalformedConfig, NoSpace
-from enclave_image.kernel import build_environment, check_config
 from enclave_image.lock import Archive
 from enclave_image.rootfs import load_trim, strip_elf
-from enclave_image.toolchain import check_log, needed_libraries, sandboxed
+from enclave_image.toolchain import needed_libraries, sandboxed
 
 # --- cache ---
 
@@ -89,37 +88,6 @@ def test_refuses_a_malformed_configuration(tmp_path: Path, old: str, new: str, p
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(MalformedConfig, match=place):
         load_config(tmp_path / "config")
-
-
-# --- kernel ---
-
-
-def test_a_line_without_effect_fails_the_build() -> None:
-    check_config(b"CONFIG_A=y\nCONFIG_B=n\n", "CONFIG_A=y\n# CONFIG_B is not set\n")
-    with pytest.raises(BuildFailed, match="CONFIG_A did not take effect; expected y, got n"):
-        check_config(b"CONFIG_A=y\n", "# CONFIG_A is not set\n")
-    with pytest.raises(BuildFailed, match="CONFIG_B"):
-        check_config(b"CONFIG_B=n\n", "CONFIG_B=y\n")
-
-
-def test_time_stamp_is_one_that_date_understands() -> None:
-    stamp = build_environment(load_config().source_date_epoch)["KBUILD_BUILD_TIMESTAMP"]
-    done = subprocess.run(["date", "-u", "-d", stamp, "+%s"], capture_output=True, text=True, check=True)
-    assert int(done.stdout) == load_config().source_date_epoch
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "/bin/sh: 1: awk: not found",
-        "readelf: error while loading shared libraries: libctf-nobfd0.so: cannot open shared object file",
-        "sed: invalid option -- 'z'",
-    ],
-)
-def test_a_log_that_shows_a_missing_tool_fails_the_build(tmp_path: Path, line: str) -> None:
-    (tmp_path / "log").write_text(f"  CC      init/main.o\n{line}\n  LD      vmlinux\n")
-    with pytest.raises(BuildFailed, match="only seemed to succeed"):
-        check_log(tmp_path / "log")
 
 
 # --- sandbox ---
