@@ -26,8 +26,8 @@ _UNUSED = re.compile(
 # lines come from shell, loader, make and the tools themselves, in words of their own.
 _SUSPICIOUS = re.compile(
     r"not found|No such file|error while loading|cannot |can't |[Pp]ermission denied|[Ii]nvalid|[Uu]nrecognized|"
-    r"[Uu]nknown option|[Bb]ad (?:regex|substitution|option|file)|[Uu]nmatched|[Rr]egular expression|[Ss]yntax error|parse error|"
-    r"[Uu]sage: |Illegal instruction|Segmentation fault|core dumped|Killed|Terminated|Bus error|Exec format|"
+    r"[Uu]nknown option|[Bb]ad (?:regex|substitution|option|file)|[Uu]nmatched|[Rr]egular expression|[Ss]yntax error|"
+    r"parse error|[Uu]sage: |Illegal instruction|Segmentation fault|core dumped|Killed|Terminated|Bus error|Exec format|"
     r"No space left|Broken pipe|Input/output error|Error [0-9]+ \(ignored\)|Bad system call|not permitted|not supported"
 )
 # What is no message: the command itself, kbuild's own "  CC      file.o", the source that gcc shows under a warning.

@@ -39,8 +39,8 @@ DEVICES = "CONFIG_MICROVM=y\nCONFIG_NITRO_ENCLAVE=y\n"
 OPTIONS = (
     "--target-list=x86_64-softmmu", "--without-default-features", "--without-default-devices",
     "--with-devices-x86_64=veracruz", "--enable-system", "--enable-tcg", "--enable-kvm", "--enable-fdt=system",
-    "--enable-gnutls", "--enable-libcbor", "--enable-vhost-user", "--enable-seccomp", "--disable-install-blobs", "--disable-docs",
-    "--disable-werror",
+    "--enable-gnutls", "--enable-libcbor", "--enable-vhost-user", "--enable-seccomp", "--disable-install-blobs",
+    "--disable-docs", "--disable-werror",
 )  # fmt: skip
 FIRMWARE = ("qboot.rom", "linuxboot_dma.bin", "kvmvapic.bin")
 FIRMWARE_DIRS = (Path("/usr/share/qemu"), Path("/usr/share/seabios"))

@@ -9,13 +9,16 @@ import signal
 import pytest
 
 FIRST_BUILD = 2700  # seconds; whichever test boots first also compiles the kernel, from an empty cache
-SLOW = {"boot": "--boot", "rebuild": "--rebuild", "kernel": "--kernel"}
+SLOW = {
+    "boot": "--boot", "rebuild": "--rebuild", "kernel": "--kernel", "minimal_kernel": "--minimal-kernel",
+}  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boot", action="store_true", help="also run the tests that boot a machine")
     parser.addoption("--kernel", action="store_true", help="also compile the kernel once more, elsewhere (with --boot)")
     parser.addoption("--rebuild", action="store_true", help="also run the tests that need the 400 MB compiler wheel")
+    parser.addoption("--minimal-kernel", action="store_true", help="also boot that one, compiled once (with --boot)")
 
 
 def pytest_configure() -> None:

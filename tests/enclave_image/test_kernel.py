@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -379,3 +380,17 @@ def test_a_kernel_that_shows_a_silent_failure_is_refused(tmp_path: Path, banner:
     check_kernel(finished(tmp_path, banner=BANNER, orc=ORC), environment=environment)
     with pytest.raises(BuildFailed, match=words):
         check_kernel(finished(tmp_path, banner=banner, orc=orc), environment=environment)
+
+
+# --- documentation ---
+
+
+def test_the_page_gives_each_options_reason() -> None:
+    top = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "scripts/kernel_table.py", "--check"], cwd=top, check=False)
+    assert done.returncode == 0, "run scripts/kernel_table.py"
+    page = (top / "docs/kernel.md").read_text()
+    for option in load_config(kernel_config="minimal").kernel_config.options:
+        assert f"| `{option.name.removeprefix('CONFIG_')}` | `{option.value}` | {option.reason} |" in page
+    for patch in load_config().kernel_patches:
+        assert patch.name in page
