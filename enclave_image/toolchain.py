@@ -27,8 +27,9 @@ _UNUSED = re.compile(
 _SUSPICIOUS = re.compile(
     r"not found|No such file|error while loading|cannot |can't |[Pp]ermission denied|[Ii]nvalid|[Uu]nrecognized|"
     r"[Uu]nknown option|[Bb]ad (?:regex|substitution|option|file)|[Uu]nmatched|[Rr]egular expression|[Ss]yntax error|"
-    r"parse error|[Uu]sage: |Illegal instruction|Segmentation fault|core dumped|Killed|Terminated|Bus error|Exec format|"
-    r"No space left|Broken pipe|Input/output error|Error [0-9]+ \(ignored\)|Bad system call|not permitted|not supported"
+    r"parse error|[Uu]sage: |Illegal instruction|Segmentation fault|core dumped|Killed|Terminated|Bus error|"
+    r"Exec format|No space left|Broken pipe|Input/output error|Error [0-9]+ \(ignored\)|Bad system call|"
+    r"not permitted|not supported"
 )
 # What is no message: the command itself, kbuild's own "  CC      file.o", the source that gcc shows under a warning.
 _NO_MESSAGE = re.compile(r"\+ |  [A-Z][A-Z0-9_]*(?: \[[A-Z]\])? +\S+$|\s*\d* \| ")
