@@ -21,10 +21,10 @@ from pathlib import Path
 
 from attestation.console import as_told, report, run_command, say
 from attestation.errors import VeracruzError
-from enclave_image.cache import Cache, demand_space
-from enclave_image.config import cache_dir, find_mirrors, load_config
+from enclave_image.cache import Cache, demand_space, using_cache
+from enclave_image.config import cache_dir, find_mirrors, find_snapshot, load_config
 from enclave_image.errors import BuildFailed, InputUnavailable, MalformedConfig
-from enclave_image.fetch import fetch_inputs
+from enclave_image.fetch import Snapshot, fetch_inputs
 from enclave_image.lock import Archive, LockedPackage
 from enclave_image.run import run
 
@@ -54,7 +54,6 @@ class Pins:
     version: str
     files: tuple[LockedPackage, ...]  # .dsc, .orig.tar.xz, .debian.tar.xz
     meson: tuple[str, str]  # version, SHA-256 of the wheel
-    raw: bytes
 
 
 def load_pins() -> Pins:
@@ -66,20 +65,21 @@ def load_pins() -> Pins:
             raise MalformedConfig(f"{LOCK.name}: schema", expected=SCHEMA, actual=table["schema"])
         files = tuple(_pinned(table["version"], **row) for row in table["file"])
         meson = (table["meson"]["version"], table["meson"]["sha256"])
-        return Pins(table["suite"], table["version"], files, meson, raw)
+        return Pins(table["suite"], table["version"], files, meson)
     except (ValueError, KeyError, TypeError) as error:
         raise MalformedConfig(f"{LOCK.name} is not of its form", actual=repr(error)) from error
 
 
-def _pinned(version: str, *, path: str, size: int, sha256: str) -> LockedPackage:
-    return LockedPackage(path.rsplit("/", 1)[-1], version, frozenset(), Archive.DEBIAN, path, size, sha256)
+def _pinned(version: str, *, path: str, size: int, sha256: str, sha1: str) -> LockedPackage:
+    return LockedPackage(path.rsplit("/", 1)[-1], version, frozenset(), Archive.DEBIAN, path, size, sha256, sha1)
 
 
 def key(pins: Pins) -> str:
     """Return the hash of all that decides on the product; a new release of this system has other libraries."""
     system = platform.freedesktop_os_release()
-    parts = [RECIPE, DEVICES, *OPTIONS, system.get("ID", ""), system.get("VERSION_ID", ""), platform.machine()]
-    return hashlib.sha256(pins.raw + "\n".join(parts).encode()).hexdigest()
+    inputs = [*(entry.sha256 for entry in pins.files), *pins.meson]
+    parts = [RECIPE, *inputs, DEVICES, *OPTIONS, system.get("ID", ""), system.get("VERSION_ID", ""), platform.machine()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def link() -> Path:
@@ -111,7 +111,8 @@ def build(cache: Cache, pins: Pins) -> Path:
     demand_space(cache_dir(), SPACE)
     if (stale := cache.find("qemu", key(pins))) is not None:  # it runs no more: a library has gone
         shutil.rmtree(stale)
-    files = fetch_inputs(pins.files, find_mirrors(load_config()))
+    config = load_config()
+    files = fetch_inputs(pins.files, find_mirrors(config), snapshot=Snapshot.named(find_snapshot(config)))
     firmware = [find_firmware(name) for name in FIRMWARE]
     start = time.monotonic()
     with cache.make("qemu", key(pins)) as out:
@@ -193,11 +194,12 @@ def main() -> int:
     args = parser.parse_args()
     try:
         pins, cache = load_pins(), Cache()
-        program = find(cache, pins)
-        if program is None and args.find:
-            raise InputUnavailable(f"no QEMU with the machine {MACHINE} was built", hint="scripts/build_qemu")
-        program = program or build(cache, pins)
-        set_link(program)
+        with using_cache():
+            program = find(cache, pins)
+            if program is None and args.find:
+                raise InputUnavailable(f"no QEMU with the machine {MACHINE} was built", hint="scripts/build_qemu")
+            program = program or build(cache, pins)
+            set_link(program)
         print(program)
     except (VeracruzError, OSError) as error:
         told = as_told(error)
