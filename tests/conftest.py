@@ -30,14 +30,14 @@ def pytest_configure() -> None:
 @pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "boot" in item.keywords:  # one worker for all machines: they share isolates, and each takes a core
+        if item.get_closest_marker("boot"):  # one worker for all machines: they share isolates, and each takes a core
             item.add_marker(pytest.mark.xdist_group("boot"))
             item.add_marker(pytest.mark.timeout(FIRST_BUILD), append=False)
     for marker, option in SLOW.items():
         if config.getoption(option):
             continue
         for item in items:
-            if marker in item.keywords:
+            if item.get_closest_marker(marker):  # its keywords hold the names of folders too
                 item.add_marker(pytest.mark.skip(reason=f"runs with {option}"))
 
 
