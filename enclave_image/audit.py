@@ -19,7 +19,7 @@ from .ramdisk_files import Index
 from .rootfs import PACKAGES
 
 EXECUTABLE = "init"  # the only file that the kernel may start
-INSIDE = (Kind.DEBIAN, Kind.WHEEL, Kind.BUNDLED, Kind.KERNEL, Kind.LINKED, Kind.OWN)
+INSIDE = (Kind.DEBIAN, Kind.WHEEL, Kind.BUNDLED, Kind.KERNEL, Kind.PATCH, Kind.LINKED, Kind.OWN)
 STDLIB = "usr/lib/python3.13/"
 
 

@@ -166,7 +166,7 @@ def _causes(
         named = f"{source.name} {source.version}" if source else "the kernel's source"
         yield (
             f"kernel: theirs says {kernel_version(theirs.kernel)}, ours {kernel_version(ours.kernel)}; ours comes from "
-            f"{named}, kernel.fragment and the toolchain that the lock names"
+            f"{named}, the kernel's configuration and patches, and the toolchain that the lock names"
         )
     if "cmdline" in differ:
         said, wanted = (side.cmdline.decode("latin-1").split() for side in (theirs, ours))

@@ -16,6 +16,7 @@ from attestation.measurements import Measurements, dump_measurements
 from .config import ImageConfig
 from .eif import read_eif
 from .errors import BuildFailed
+from .given_kernel import GivenKernel
 from .initramfs import File, Link, Node, only_executable, read_tree
 from .licences import Bundled, DebianFacts, Licences, read_deb, read_wheel
 from .lock import Archive, Lock, LockedPackage, LockedWheel, Role
@@ -34,7 +35,8 @@ class Kind(StrEnum):
     DEBIAN = "debian"  # unpacked into the platform
     WHEEL = "wheel"  # likewise
     BUNDLED = "bundled"  # compiled into a wheel, as the wheel itself says
-    KERNEL = "kernel"  # compiled from this source package
+    KERNEL = "kernel"  # compiled from this source package, or the very file where the user gave one
+    PATCH = "patch"  # applied to that source
     LINKED = "linked"  # its libraries are in /init
     OWN = "own"  # this project's code
     TOOL = "tool"  # took part in compiling and is not inside
@@ -93,15 +95,20 @@ def make_inventory(config: ImageConfig, lock: Lock, made: Made) -> Inventory:
     return Inventory(
         image=config.name, image_sha256=hashlib.sha256(made.image).hexdigest(),
         measurements=read_eif(made.image).measurements, tool=lock.tool, epoch=config.source_date_epoch,
-        suite=config.suite, components=tuple(_components(config, lock, made.inputs)),
+        suite=config.suite, components=tuple(_components(config, lock, made.inputs, made.platform.given)),
         files=tuple(_files(lock, made)),
     )  # fmt: skip
 
 
-def _components(config: ImageConfig, lock: Lock, inputs: Mapping[str, Path]) -> Iterator[Component]:
+def _components(
+    config: ImageConfig, lock: Lock, inputs: Mapping[str, Path], given: GivenKernel | None
+) -> Iterator[Component]:
     yield Component(Kind.OWN, OURSELVES, lock.tool, ("MIT",), "LICENSE", purl=f"pkg:pypi/{OURSELVES}@{lock.tool}")
+    yield from _kernel_components(config, given)
     for package in lock.packages:
         kind = _package_kind(package)
+        if kind is Kind.KERNEL and given is not None:
+            continue
         if kind is Kind.TOOL:  # not inside: named by hash, its licence is not looked for
             facts = DebianFacts("", "", Licences((), f"usr/share/doc/{package.name}/copyright in {package.filename}"))
         elif kind is Kind.KERNEL and KERNEL_HEADERS in inputs:  # the source itself is 150 MB and may not be here
@@ -120,6 +127,16 @@ def _components(config: ImageConfig, lock: Lock, inputs: Mapping[str, Path]) -> 
         yield _wheel_component(wheel, licences)
         for item in bundled:
             yield _bundled_component(item, wheel)
+
+
+def _kernel_components(config: ImageConfig, given: GivenKernel | None) -> Iterator[Component]:
+    if given is not None:
+        name = given.path.name
+        text = "not known: the kernel was given, and is in no lock"
+        yield Component(Kind.KERNEL, name, given.banner, (), text, given.sha256, len(given.image), name)
+        return
+    for patch in config.kernel_patches:  # a change to the kernel's source, under the kernel's licence
+        yield Component(Kind.PATCH, patch.name, patch.sha256[:12], ("GPL-2.0-only",), patch.name, patch.sha256)
 
 
 def _package_kind(package: LockedPackage) -> Kind:

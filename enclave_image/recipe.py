@@ -51,6 +51,7 @@ class Platform:
     ramdisk: bytes
     root: Path  # unpacked: its interpreter compiles the other half
     origins: Path  # JSON: path in the ramdisk -> the file name of the input that it comes from
+    given: GivenKernel | None  # the kernel, where it is not the lock's
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ def _build_platform(
                 wheels=[inputs[w.name] for w in lock.wheels], trim=trim, init=init, level=config.zstd_level,
             )  # fmt: skip
     entry = cache.demand("platform", key)
-    return Platform(kernel, (entry / RAMDISK).read_bytes(), entry / ROOT, entry / ORIGINS)
+    return Platform(kernel, (entry / RAMDISK).read_bytes(), entry / ROOT, entry / ORIGINS, given)
 
 
 def _build_application(platform: Platform, config: ImageConfig) -> tuple[Tree, bytes]:

@@ -46,8 +46,10 @@ def test_takes_a_kernel_that_is_given_and_says_that_it_is_in_no_lock(world: Worl
     kernel = world.directory / "bzImage"
     kernel.write_bytes(ours.kernel)
     given = world.directory / "given.eif"
+    manifest, sbom = world.directory / "given.manifest", world.directory / "given.sbom"
     done = world.run(
-        "image", "build", "--out", given, "--measurements", given.with_suffix(".json"), "--kernel", kernel, timeout=2400
+        "image", "build", "--out", given, "--measurements", given.with_suffix(".json"), "--kernel", kernel,
+        "--manifest", manifest, "--sbom", sbom, timeout=2400,
     )  # fmt: skip
     digest = hashlib.sha256(kernel.read_bytes()).hexdigest()
     assert "in no lock" in done.err
@@ -58,6 +60,12 @@ def test_takes_a_kernel_that_is_given_and_says_that_it_is_in_no_lock(world: Worl
     told = json.loads(bytes(metadata))
     assert told["CustomMetadata"] == {"GivenKernel": {"SHA256": digest}}
     assert "eif@eif" in told["BuildMetadata"]["KernelVersion"]
+    components = json.loads(manifest.read_text())["components"]
+    (inside,) = (row for row in components if row["kind"] == "kernel")
+    assert (inside["name"], inside["sha256"]) == ("bzImage", digest)  # and not the lock's source package
+    assert digest in sbom.read_text()
+    done = world.run("image", "reproduce", given, "--kernel", kernel, "--json", timeout=2400)
+    assert done.json["identical"] is True
     check_serves(world, given, "given")
 
 
@@ -70,6 +78,10 @@ def test_the_minimal_configuration_boots_on_both_machines(world: World, image: P
     )  # fmt: skip
     assert load_eif(minimal).measurements.pcr2 == load_eif(image).measurements.pcr2  # only the kernel differs
     assert load_eif(minimal).measurements.pcr1 != load_eif(image).measurements.pcr1
+    again = world.run("image", "reproduce", minimal, "--kernel-config", "minimal", "--json", timeout=2400)
+    assert again.json["identical"] is True
+    refused = world.run("image", "reproduce", minimal, "--json", timeout=2400, expect=1)
+    assert any("configuration" in cause for cause in refused.json["causes"])
     check_serves(world, minimal, "minimal")
     program = find_nitro_qemu()
     policy = world.policy("minimal", minimal.with_suffix(".json"))
