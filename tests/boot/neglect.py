@@ -70,16 +70,7 @@ class Neglectful:
         """Do some work; return whether there is more to do at once."""
         if self.inbox is None or self.outbox is None:
             return False
-        more = False
-        if self.listening:
-            while (chain := self.outbox.pop()) is not None:
-                head, readable, _ = chain
-                header = packet.Header._make(packet.HEADER.unpack(b"".join(readable)[: packet.HEADER_SIZE]))
-                self.resets += header.op == packet.RST
-                self.outbox.push(head, 0)
-                self.last = time.monotonic()
-            self.outbox.publish()
-            more = self.outbox.arm()
+        more = self._listen(self.outbox) if self.listening else False
         while self.requested < REQUESTS:
             address = Address(PARENT_CID, 10_000 + self.requested, CLOSED_PORT)
             if not self.inbox.send(address, packet.REQUEST, window=1 << 18):
@@ -89,6 +80,19 @@ class Neglectful:
             self.last = time.monotonic()
         self.inbox.publish()
         return more
+
+    def _listen(self, outbox: Virtqueue) -> bool:
+        chains = outbox.take(RING)
+        used: list[int] = []
+        for head, readable, _ in chains:
+            header = packet.Header._make(packet.HEADER.unpack(b"".join(readable)[: packet.HEADER_SIZE]))
+            self.resets += header.op == packet.RST
+            used += (head, 0)
+        if chains:
+            self.last = time.monotonic()
+        outbox.push(used)
+        outbox.publish()
+        return len(chains) == RING or outbox.arm()
 
 
 def pausing_init() -> bytes:
