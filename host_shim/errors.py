@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What can go wrong on the host: the machine lacks something, or the isolate died."""
 
+from typing import ClassVar
+
 from attestation.errors import EXIT_ISOLATE, EnvironmentLacks, UsageError, VeracruzError
 
 
@@ -16,6 +18,34 @@ class QemuTooOld(EnvironmentLacks):
 
     slug = "qemu-too-old"
     cure = "Install QEMU 7.2 or later (Debian 12 has it)."
+
+
+class NoNitroMachine(NoQemu):
+    """No QEMU here has the machine nitro-enclave."""
+
+    slug = "no-nitro-machine"
+    cure = "Build one by scripts/build_qemu, or name a QEMU 9.2 or later that has the machine with --qemu."
+
+
+class ImageOfAnotherMachine(UsageError):
+    """The image's kernel is for another processor than this isolate has."""
+
+    slug = "image-of-another-machine"
+    cure = "Build the image for x86-64, or run it on a machine of its own architecture."
+
+
+class NoNitro(EnvironmentLacks):
+    """There is neither nitro-cli nor a QEMU with the nitro accelerator, or no Nitro Enclaves device."""
+
+    slug = "no-nitro"
+    cure = "Run on an EC2 instance started with enclaves enabled, with aws-nitro-enclaves-cli installed."
+
+
+class NitroCliFailed(EnvironmentLacks):
+    """nitro-cli refused a command, or answered in another form than its source tells."""
+
+    slug = "nitro-cli-failed"
+    cure = "Read nitro-cli's own words in the message; `nitro-cli explain --error-code E..` tells more of its code."
 
 
 class NoKvm(EnvironmentLacks):
@@ -100,6 +130,7 @@ class IsolateDied(VeracruzError):
 
     slug = "isolate-died"
     exit_code = EXIT_ISOLATE
+    repeats: ClassVar[bool] = False  # whether a new start would end in the same way
     cure = "Read its console: veracruz enclave console NAME."
 
 
@@ -108,6 +139,45 @@ class IsolateHalted(IsolateDied):
 
     slug = "isolate-halted"
     cure = "Act on the reason in the message: an isolate halts rather than serve under a doubt."
+
+
+class IsolateRefused(IsolateHalted):
+    """The isolate halted over its policy, its image or the root that the policy demands: it would do so again."""
+
+    slug = "isolate-refused"
+    cure = "Act on the reason in the message; the same image and policy end in the same way each time."
+    repeats = True
+
+
+class ImageDoesNotBoot(IsolateDied):
+    """The image's kernel, ramdisks or /init cannot run here, as the kernel's own words tell."""
+
+    slug = "image-does-not-boot"
+    cure = "Compare the file with its source (veracruz image describe FILE.eif), and build or fetch it again."
+    repeats = True
+
+
+class LaunchRefused(IsolateDied):
+    """What starts the isolate refused to: it lacks memory, processors, a device or a permission."""
+
+    slug = "launch-refused"
+    cure = "Act on the reason in the message: it comes from nitro-cli's first error, which brought the others about."
+    repeats = True
+
+
+class GuestOutOfMemory(IsolateDied):
+    """The isolate's own memory did not suffice."""
+
+    slug = "guest-out-of-memory"
+    cure = "Give the isolate more memory with --memory, at least four times its image's size."
+    repeats = True
+
+
+class IsolateKilled(IsolateDied):
+    """A process of the isolate was ended by SIGKILL: by the kernel's OOM killer, or by somebody on this machine."""
+
+    slug = "isolate-killed"
+    cure = "See whether the machine ran out of memory: dmesg names what the OOM killer ended."
 
 
 class IsolateSilent(IsolateDied):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from enclave_image.runtime.wire import Event
 
-from .children import Child
+from .children import Process
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class EventCode:
 class Ended:
     """A process of ours has ended."""
 
-    child: Child
+    child: Process
     code: int
 
 
@@ -73,6 +73,8 @@ HALTS: dict[Event, tuple[str, str | None]] = {
         "compare: veracruz image describe IMAGE.eif, and `images` in the policy",
     ),
 }
+# The same image and policy halt in the same way each time.
+REPEATING_HALTS = frozenset({Event.HALT_POLICY, Event.HALT_POLICY_PCR, Event.HALT_ROOT, Event.HALT_IMAGE})
 
 
 def tell_event(event: Event | None) -> str:

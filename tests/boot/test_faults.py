@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from enclave_image.eif import Eif, SectionType, load_eif, write_eif
+from enclave_image.initramfs import File, write_cpio
 
 from .machines import World
 
@@ -81,6 +82,11 @@ def host(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Iterator[Host
         shutil.rmtree(sockets)
 
 
+def init_of(program: bytes) -> bytes:
+    """Return a ramdisk whose /init is this."""
+    return write_cpio({"init": File(program, executable=True)})
+
+
 def change_image(image: Eif, target: Path, *, kernel: bytes | None = None, ramdisk: bytes | None = None) -> None:
     """Write an image of another kernel or first ramdisk, well formed as a file."""
     ramdisks = [bytes(part) for part in image.ramdisks]
@@ -99,21 +105,29 @@ def change_image(image: Eif, target: Path, *, kernel: bytes | None = None, ramdi
 
 
 @pytest.mark.parametrize(
-    ("kernel", "ramdisk", "says"),
-    [(None, b"garbage" * 1000, "Initramfs unpacking failed"), (bytes(100_000), None, "linux kernel too old")],
-    ids=["a corrupt ramdisk", "no kernel"],
+    ("kernel", "ramdisk", "says", "cause"),
+    [
+        (None, b"garbage" * 1000, "Initramfs unpacking failed", "a ramdisk of the image did not unpack"),
+        (bytes(100_000), None, "linux kernel too old", "the image's kernel is no Linux kernel for x86-64"),
+        (None, write_cpio({"nothing": None}), "panic", "the image has no /init that its kernel could start"),
+        (None, init_of(b"\x7fELF junk"), "error -8", "the image's /init is no program for this machine"),
+        (None, init_of(b"#!/none\n"), "panic", "the image has no /init that its kernel could start"),
+    ],
+    ids=["a corrupt ramdisk", "no kernel", "no init", "an init that is no program", "an init without its interpreter"],
 )
 def test_a_guest_that_dies_during_boot_is_told_with_its_console(
-    host: Host, tmp_path: Path, kernel: bytes | None, ramdisk: bytes | None, says: str
+    host: Host, tmp_path: Path, kernel: bytes | None, ramdisk: bytes | None, says: str, cause: str
 ) -> None:
     bad = tmp_path / "bad.eif"
     change_image(load_eif(host.image), bad, kernel=kernel, ramdisk=ramdisk)
     start = time.monotonic()
     done = host.world.run("enclave", "run", bad, "--policy", host.policy, "--accel", "tcg", "--detach", expect=5)
     assert time.monotonic() - start < 25  # it does not wait out the image's own `panic=30`
-    assert "error: the isolate died before its first sign of life: QEMU ended" in done.err
+    assert f"error: the isolate died before its first sign of life: {cause}" in done.err
+    assert "; QEMU ended " in done.err
     assert says in done.err
-    assert "hint: veracruz enclave console" in done.err
+    assert "hint: veracruz image describe" in done.err
+    assert "explain image-does-not-boot" in done.err
     host.demand_nothing_left()
 
 
