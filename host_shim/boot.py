@@ -18,25 +18,27 @@ from attestation.errors import escape
 from attestation.measurements import Measurements
 from enclave_image.runtime.wire import PORT_API, Event
 
-from .children import GRACE, Child, python_command
-from .console_log import ConsoleLog, read_some, tail
+from .children import GRACE, Child, Process, python_command
+from .console_log import ConsoleLog, read_some
 from .dev_pki import Chain, DevelopmentRoot
+from .diagnosis import count_oom_kills, find_killer
 from .egress.rules import Rule
-from .errors import IsolateDied, IsolateHalted, IsolateSilent
-from .isolate import Isolate, Running, start_ready
+from .errors import IsolateDied, IsolateHalted, IsolateRefused
+from .isolate import Evidence, Isolate, Running, start_ready
 from .listen import Listener
-from .news import FAREWELLS, HALTS, Asked, Complaint, Ended, EventCode, Heartbeat, News, tell_event
+from .news import FAREWELLS, Asked, Complaint, Ended, EventCode, Heartbeat, News, tell_event
 from .nsm_emulator import BootState, Identity, NsmEmulator
 from .parent_ports import ParentPorts
+from .post_mortem import tell_code, tell_death, tell_halt, tell_silence
+from .record import Record
 from .relay.limits import Limits
 from .report import Report
-from .state import Claim, Record, make_sockets, remove_sockets
+from .state import Claim, make_sockets, remove_sockets
 
 TENTATIVE_HEARTBEAT = 6.0  # seconds; with a KVM that works the heartbeat comes in one
 TENTATIVE_LIMIT = 30.0  # seconds
 LAST_WORDS = 0.3  # seconds in which news may still arrive that were sent before a process ended
-KEPT_COMPLAINTS = 20  # lines
-SHOWN_COMPLAINTS = 4  # lines
+KEPT_COMPLAINTS = 60  # lines: the first half, where causes are, and the last
 KVM_BROKEN = ("KVM internal error", "kvm run failed", "failed to set MSR")  # QEMU prints it and hangs or aborts
 
 
@@ -58,10 +60,11 @@ class Setting:
     report: Report
     root: DevelopmentRoot
     log: int  # descriptor of supervisor.log
-    policy: bytes
-    policy_hash: bytes
+    policy: bytes | None
+    policy_hash: bytes | None
     role: str | None
     limits: Limits
+    instance_id: str | None = None
     egress: tuple[Rule, ...] = ()
 
 
@@ -76,13 +79,15 @@ class Boot:
     setting: Setting
     news: asyncio.Queue[News]
     gate: int  # descriptor; the relay accepts once it is closed
+    ports: ParentPorts
     egress: Child | None = None
     awaited: str = "first sign of life"  # what it is waited for
     complaints: list[str] = field(default_factory=list)
     farewell: Event | None = None  # the event after which its end is no accident
+    kills_before: int | None = field(default_factory=count_oom_kills)
 
     @property
-    def children(self) -> tuple[Child, ...]:
+    def children(self) -> tuple[Process, ...]:
         """Every process, in the order in which they are stopped."""
         way_out = () if self.egress is None else (self.egress,)
         return (self.relay, *self.running.children, *way_out)
@@ -98,6 +103,9 @@ class Boot:
 
         `limit` is in seconds. Where the isolate is tentative, limits are short: another way waits to be tried.
         """
+        if self.isolate.adopted:
+            self.awaited = ""
+            return
         first = limit
         if self.isolate.tentative:
             first, limit = min(limit, TENTATIVE_HEARTBEAT), min(limit, TENTATIVE_LIMIT)
@@ -115,9 +123,10 @@ class Boot:
                             report.step(tell_event(Event.ATTESTOR_READY))
                         case EventCode(Event.POLICY_TAKEN):
                             self.awaited = "service"
-                            report.step(f"policy {self.setting.policy_hash.hex()} taken")
+                            report.step(f"policy {(self.setting.policy_hash or b'').hex()} taken")
                         case EventCode(Event.SERVING):
                             self.awaited = ""
+                            self.ports.rest()
                             report.step(tell_event(Event.SERVING))
                             return
                         case Asked(number):
@@ -126,9 +135,9 @@ class Boot:
                             await self.look(news)
         except TimeoutError as error:
             seconds = limit if heartbeat.when() is None else first
-            raise IsolateSilent(
-                self._with_console(f"the isolate did not come up: no {self.awaited} within {seconds:.0f} s"),
-                hint=f"veracruz enclave console {self.setting.claim.name}; for a slow machine, --boot-limit",
+            claim = self.setting.claim
+            raise tell_silence(
+                claim.name, awaited=self.awaited, seconds=seconds, console=claim.console, complaints=self.complaints
             ) from error
 
     async def look(self, news: News) -> None:
@@ -144,7 +153,7 @@ class Boot:
                     raise IsolateDied("QEMU says so", actual=line, hint="--accel tcg")
             case Ended():
                 farewell = await self.explain_end(news)
-                raise IsolateDied(f"the isolate ended before it served: {FAREWELLS[farewell]}")
+                raise IsolateRefused(f"the isolate ended before it served: {FAREWELLS[farewell]}")
 
     async def explain_end(self, news: Ended) -> Event:
         """Return the event that announced a regular end; raise IsolateDied or IsolateHalted for any other.
@@ -174,22 +183,21 @@ class Boot:
         return words
 
     def _halted(self, event: Event) -> IsolateHalted:
-        text, hint = HALTS.get(event, ("it does not say why", None))
-        return IsolateHalted(self._with_console(f"the isolate halted: {text}"), hint=hint)
+        return tell_halt(event, self.setting.claim.console)
 
-    def _died(self, child: Child, code: int) -> IsolateDied:
-        how = f"by {_signal_name(-code)}" if code < 0 else f"with exit code {code}"
+    def _died(self, child: Process, code: int) -> IsolateDied:
         claim = self.setting.claim
         if child is not self.running.guest:
-            return IsolateDied(f"the {child.name} ended {how}, and the isolate with it", hint=f"see {claim.log}")
-        when = f" before its {self.awaited}" if self.awaited else ""
-        text = f"the isolate died{when}: {child.name} ended {how}"
-        text += "".join(f"\n  {child.name}: {line}" for line in self.complaints[-SHOWN_COMPLAINTS:])
-        return IsolateDied(self._with_console(text), hint=f"veracruz enclave console {claim.name}")
-
-    def _with_console(self, text: str) -> str:
-        lines = tail(self.setting.claim.console)
-        return text + ("".join(f"\n  console: {line}" for line in lines) or "\n  its console is empty")
+            killer = find_killer(code, self.kills_before)
+            why = f": {killer.cause}" if killer else ""
+            return IsolateDied(
+                f"the {child.name} ended {tell_code(code)}, and the isolate with it{why}",
+                hint=(killer and killer.hint) or f"see {claim.log}",
+            )
+        return tell_death(
+            claim.name, code, process=child.name, awaited=self.awaited, console=claim.console,
+            complaints=self.complaints, kills_before=self.kills_before,
+        )  # fmt: skip
 
 
 @contextlib.asynccontextmanager
@@ -201,13 +209,21 @@ async def start_boot(
     async with contextlib.AsyncExitStack() as stack:
         sockets = make_sockets()
         stack.callback(remove_sockets, sockets)
-        record = replace(record, sockets=str(sockets), isolate=isolate.kind, accel=isolate.accel)
-        claim.write(record)
         base = sockets / "v"
-        module = _module(isolate, setting)
-        ports = ParentPorts(str(base), policy=setting.policy, module=module, tell=news.put_nowait)
+        outside = isolate.outside(base)
+        record = replace(record, sockets=str(sockets), isolate=isolate.kind, accel=isolate.accel, outside=outside)
+        claim.write(record)
+        module = _module(isolate, setting) if isolate.evidence.emulated else None
+        ports = ParentPorts(
+            isolate.seat(base),
+            policy=setting.policy,
+            module=module,
+            tell=news.put_nowait,
+            heartbeat=isolate.evidence is not Evidence.AWS,  # nitro-cli and QEMU's accelerator answer it themselves
+        )
         stack.push_async_callback(ports.close)
-        await ports.open()
+        if not isolate.adopted:
+            await ports.open()
         egress = await _start_egress(setting, str(base))
         if egress is not None:
             stack.push_async_callback(egress.stop)
@@ -216,24 +232,31 @@ async def start_boot(
         stack.push_async_callback(running.stop)
         accel = f" with {isolate.accel.upper()}" if isolate.accel else ""
         report.step(f"started {running.guest.name}{accel} (pid {running.guest.pid})")
-        relay, gate = _start_relay(setting, f"{base}_{PORT_API}")
-        boot = Boot(isolate, running, relay, record, setting, news, gate, egress)
+        relay, gate = _start_relay(setting, running.target or f"{base}_{PORT_API}")
+        boot = Boot(isolate, running, relay, record, setting, news, gate, ports, egress)
         stack.callback(boot.open_gate)
         # Before the gate: nobody is let in at the end.
         stack.push_async_callback(relay.stop, GRACE + setting.limits.drain)
-        boot.record = replace(record, children=tuple(filter(None, (child.identity for child in boot.children))))
+        processes = [(child.name, child.identity) for child in boot.children]
+        boot.record = replace(
+            record,
+            children=tuple(identity for _, identity in processes if identity),
+            roles=tuple(name for name, identity in processes if identity),
+        )
         claim.write(boot.record)
         pump = asyncio.create_task(setting.console.pump(running.console))
-        tasks = [asyncio.create_task(_tell_end(child, news)) for child in boot.children]
+        vital = [child for child in boot.children if child not in running.extras]
+        tasks = [asyncio.create_task(_tell_end(child, news)) for child in vital]
         tasks.append(asyncio.create_task(_tell_complaints(running.complaints, boot.complaints, news)))
         stack.push_async_callback(_finish, tasks, pump)
-        module.warm_up()  # the guest's kernel is busy with itself meanwhile
+        if module is not None:
+            module.warm_up()  # the guest's kernel is busy with itself meanwhile
         yield boot
 
 
 def _module(isolate: Isolate, setting: Setting) -> NsmEmulator:
     """Return this boot's module: fresh registers, a chain of its own."""
-    identity = Identity.random(setting.role)
+    identity = Identity.random(setting.role, setting.instance_id)
     state = BootState(isolate.measurements, identity, isolate.signer)
     chain = Chain(setting.root.authority, module_id=identity.module_id)
     return NsmEmulator(state, chain, clock=lambda: datetime.now(UTC))
@@ -272,7 +295,7 @@ async def _start_egress(setting: Setting, base: str) -> Child | None:
     return await start_ready(command, name="egress proxy", log=setting.log)
 
 
-async def _tell_end(child: Child, news: asyncio.Queue[News]) -> None:
+async def _tell_end(child: Process, news: asyncio.Queue[News]) -> None:
     news.put_nowait(Ended(child, await child.wait()))
 
 
@@ -282,7 +305,9 @@ async def _tell_complaints(source: int | None, kept: list[str], news: asyncio.Qu
     os.set_blocking(source, False)
     while data := await read_some(source, 4096):
         for line in data.decode("utf-8", "replace").splitlines():
-            kept[:] = [*kept[1 - KEPT_COMPLAINTS :], escape(line)]
+            if len(kept) >= KEPT_COMPLAINTS:
+                del kept[KEPT_COMPLAINTS // 2]
+            kept.append(escape(line))
             news.put_nowait(Complaint(escape(line)))
 
 
@@ -290,13 +315,6 @@ async def _finish(tasks: Sequence[asyncio.Task[None]], pump: asyncio.Task[None])
     for task in (*tasks, pump):
         task.cancel()
     await asyncio.gather(*tasks, pump, return_exceptions=True)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def show_measurements(report: Report, measurements: Measurements | None) -> None:

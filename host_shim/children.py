@@ -10,12 +10,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 PR_SET_PDEATHSIG = 1  # prctl(2)
+GONE = 256  # the exit code of a process that is not our child: it is not told to us
 START_TIME_FIELD = 22  # proc_pid_stat(5): starttime
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -69,8 +71,34 @@ def _tie_to(parent: int) -> None:
         os._exit(1)
 
 
+class Process(Protocol):
+    """What ends when the isolate does, or brings its end about: a child of ours, or a process that others started."""
+
+    name: str
+    lives_on: bool  # whether it may go on once it was stopped: it is not ours, and did not answer
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
+    def identity(self) -> ProcessId | None:
+        """The process as others can recognise it; None once it has ended."""
+
+    async def wait(self) -> int:
+        """Return the exit code once it ends (negative: the signal)."""
+
+    async def stop(self) -> None:
+        """End it, kindly first."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
 class Child:
     """A process of ours in a process group of its own, so that the terminal's Ctrl-C reaches the supervisor alone."""
+
+    lives_on = False
 
     def __init__(
         self,
@@ -80,6 +108,7 @@ class Child:
         stdout: int = subprocess.DEVNULL,
         stderr: int = subprocess.DEVNULL,
         pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         parent = os.getpid()
@@ -92,9 +121,14 @@ class Child:
             pass_fds=tuple(pass_fds),
             process_group=0,
             preexec_fn=lambda: _tie_to(parent),
+            env=None if environment is None else {**os.environ, **environment},
         )
-        self.pid = self._popen.pid
         self._ended: asyncio.Future[int] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._popen.pid
 
     @property
     def identity(self) -> ProcessId | None:

@@ -24,13 +24,13 @@ FOLLOW_PAUSE = 0.2  # seconds
 class ConsoleLog:
     """Copies a descriptor into console.log, which never grows above twice MAX_LOG with its predecessor."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep: bool = False) -> None:
         self._path = path
-        self._file = self._open()
-        self._size = 0
+        self._file = self._open(0 if keep else os.O_TRUNC)
+        self._size = os.lseek(self._file, 0, os.SEEK_END)
 
-    def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def _open(self, more: int = os.O_TRUNC) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | more | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def write(self, data: bytes) -> None:
         """Append, after moving a full file aside."""

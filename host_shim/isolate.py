@@ -11,14 +11,17 @@ import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from attestation.measurements import Measurements
 
-from .children import Child
+from .children import Child, Process
 from .console_log import read_some
 from .errors import IsolateDied
+from .parent_seat import Seat, UnixSeat
+from .record import Outside
 
 READY = b"ready\n"
 READY_TIMEOUT = 20.0  # seconds for a helper process to say that it listens
@@ -28,15 +31,17 @@ READY_TIMEOUT = 20.0  # seconds for a helper process to say that it listens
 class Running:
     """An isolate's processes."""
 
-    guest: Child  # the isolate ends when it does
-    helpers: tuple[Child, ...]  # and cannot go on without these
+    guest: Process  # the isolate ends when it does
+    helpers: tuple[Process, ...]  # and cannot go on without these
     console: int  # descriptor: what the isolate writes to its console
     complaints: int | None = None  # descriptor: what the program that runs it says on stderr
+    extras: tuple[Process, ...] = ()  # it can go on without these
+    target: str | None = None  # where participants reach it; None is the Unix socket BASE_5000
 
     @property
-    def children(self) -> tuple[Child, ...]:
+    def children(self) -> tuple[Process, ...]:
         """All of them, in the order in which they are stopped."""
-        return (self.guest, *self.helpers)
+        return (self.guest, *self.helpers, *self.extras)
 
     async def stop(self) -> None:
         """End all processes."""
@@ -48,6 +53,34 @@ class Running:
         for descriptor in (self.console, self.complaints):
             if descriptor is not None:
                 os.close(descriptor)
+
+
+class Evidence(StrEnum):
+    """Who vouches for what the isolate's module says."""
+
+    DEVELOPMENT = "development"  # our emulator, under this host's development root
+    UNSIGNED = "unsigned"  # nobody
+    AWS = "aws"
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the isolate is to find our emulator at its parent's port."""
+        return self is Evidence.DEVELOPMENT
+
+
+class BesideUs:
+    """An isolate that our own backend, or the file system, connects with us, and that dies with its supervisor."""
+
+    __slots__ = ()
+    adopted = False
+
+    def seat(self, base: Path) -> Seat:
+        """Return where it finds its parent."""
+        return UnixSeat(base)
+
+    def outside(self, base: Path) -> Outside | None:
+        """Return None: nobody else keeps it."""
+        return None
 
 
 class Isolate(Protocol):
@@ -70,12 +103,26 @@ class Isolate(Protocol):
         """What its user must know of its protection, said at each start."""
 
     @property
+    def evidence(self) -> Evidence:
+        """Who signs its documents."""
+
+    @property
     def measurements(self) -> Measurements | None:
         """PCR0-2 of the image; None in debug mode."""
 
     @property
     def signer(self) -> bytes | None:
         """DER of the certificate that signed the image."""
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it serves already, and is only taken over."""
+
+    def seat(self, base: Path) -> Seat:
+        """Return where it finds its parent; one of each is made in a boot."""
+
+    def outside(self, base: Path) -> Outside | None:
+        """Return how to find it if this supervisor dies and it does not; known before it is started."""
 
     async def start(self, base: Path, log: int) -> Running:
         """Start it; its helpers write to the descriptor `log`. Raise VeracruzError with nothing left running."""

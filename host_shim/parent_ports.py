@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
 
 from attestation.limits import NSM_REQUEST_MAX
 from enclave_image.runtime.wire import (
@@ -23,47 +22,61 @@ from enclave_image.runtime.wire import (
 
 from .news import EventCode, FromGuest, Heartbeat
 from .nsm_emulator import NsmEmulator
+from .parent_seat import Seat, Serve, UnixSeat
 
 DEADLINE = 20.0  # seconds for one exchange on the heartbeat and policy ports
 CONNECTIONS = 8  # at once on one port
-BACKLOG = 16
-
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class ParentPorts:
     """The ports of one boot. News are told once each: a guest that repeats itself costs nothing.
 
     Without a policy only the heartbeat is answered: an image that was made by other tools wants no more of its parent.
+    Without a module nobody listens at its port, and without `heartbeat` not at that one: its launcher answers there.
     """
 
     def __init__(
-        self, base: str, *, policy: bytes | None, module: NsmEmulator, tell: Callable[[FromGuest], None]
+        self,
+        seat: str | Seat,
+        *,
+        policy: bytes | None,
+        module: NsmEmulator | None,
+        tell: Callable[[FromGuest], None],
+        heartbeat: bool = True,
     ) -> None:
-        self._base = base
+        self._seat = UnixSeat(seat) if isinstance(seat, str) else seat
+        self._heartbeat_here = heartbeat
         self._policy = policy
         self._module = module
         self._tell = tell
         self._told: set[FromGuest] = set()
         self._given: set[int] = set()  # ports that serve one connection in a boot, and have
         self._servers: list[asyncio.Server] = []
+        self._ports: list[int] = []
         self._open: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Listen on all that this boot needs."""
-        ports: list[tuple[int, Serve, bool]] = [(PORT_HEARTBEAT, self._heartbeat, False)]
+        for port, serve, once in self._wanted():
+            self._servers.append(await self._seat.listen(port, self._guard(port, serve, once=once)))
+            self._ports.append(port)
+
+    def _wanted(self) -> list[tuple[int, Serve, bool]]:
+        """Return each port that is served, with how, and whether once in a boot."""
+        ports: list[tuple[int, Serve, bool]] = []
+        if self._heartbeat_here:
+            ports.append((PORT_HEARTBEAT, self._heartbeat, False))
         if self._policy is not None:
-            ports += [
-                (PORT_POLICY, self._give_policy(self._policy), True),
-                (PORT_NSM, self._answer_nsm, True),
-                (PORT_EVENTS, self._hear_events, False),
-            ]
-        for port, serve, once in ports:
-            server = await asyncio.start_unix_server(
-                self._guard(port, serve, once=once), path=f"{self._base}_{port}", backlog=BACKLOG
-            )
-            self._servers.append(server)
+            ports += [(PORT_POLICY, self._give_policy(self._policy), True), (PORT_EVENTS, self._hear_events, False)]
+        if self._module is not None and self._policy is not None:
+            ports.append((PORT_NSM, self._answer_nsm(self._module), True))
+        return ports
+
+    def rest(self) -> None:
+        """Where other isolates may want the same ports, take no more connections; those that are open go on."""
+        for server in self._servers if self._seat.shared else ():
+            server.close()
 
     async def close(self) -> None:
         """Stop listening, drop every connection, remove the sockets."""
@@ -72,8 +85,8 @@ class ParentPorts:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for port in (PORT_HEARTBEAT, PORT_POLICY, PORT_NSM, PORT_EVENTS):
-            Path(f"{self._base}_{port}").unlink(missing_ok=True)
+        for port in self._ports:
+            self._seat.clear(port)
 
     def _guard(self, port: int, serve: Serve, *, once: bool) -> Serve:
         async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -115,14 +128,17 @@ class ParentPorts:
 
         return give
 
-    async def _answer_nsm(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            length = int.from_bytes(await reader.readexactly(4), "big")
-            if length > NSM_REQUEST_MAX + 1:  # one more is answered InputTooLarge; beyond that, nobody means it
-                return
-            answer = self._module.answer(await reader.readexactly(length))
-            writer.write(len(answer).to_bytes(4, "big") + answer)
-            await writer.drain()
+    def _answer_nsm(self, module: NsmEmulator) -> Serve:
+        async def answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while True:
+                length = int.from_bytes(await reader.readexactly(4), "big")
+                if length > NSM_REQUEST_MAX + 1:  # one more is answered InputTooLarge; beyond that, nobody means it
+                    return
+                answer = module.answer(await reader.readexactly(length))
+                writer.write(len(answer).to_bytes(4, "big") + answer)
+                await writer.drain()
+
+        return answer_all
 
     async def _hear_events(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(64):

@@ -13,7 +13,7 @@ from pathlib import Path
 from attestation.measurements import Measurements
 
 from .children import Child, python_command
-from .isolate import Running
+from .isolate import BesideUs, Evidence, Running
 
 RUNTIME = "enclave_image.runtime.process"
 CAUTION = (
@@ -23,13 +23,14 @@ CAUTION = (
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessIsolate:
+class ProcessIsolate(BesideUs):
     """The runtime of this checkout; no image is booted, so none is measured."""
 
     kind: str = "process"
     accel: str | None = None
     tentative: bool = False
     caution: str = CAUTION
+    evidence: Evidence = Evidence.DEVELOPMENT
     measurements: Measurements | None = None
     signer: bytes | None = None
 

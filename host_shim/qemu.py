@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from enclave_image.runtime.wire import PORT_API
 from .accel import KVM, Accel, KvmVerdict, kvm_opens
 from .children import Child, python_command
 from .eif_signer import signer_of
-from .errors import NoKvm, NoQemu, NotEnoughMemory, QemuTooOld
-from .isolate import Running, start_ready
+from .errors import ImageOfAnotherMachine, NoKvm, NoQemu, NotEnoughMemory, QemuTooOld
+from .isolate import BesideUs, Evidence, Running, start_ready
 
 PROGRAM = "qemu-system-x86_64"  # never qemu-system-x86_64-microvm: it has no TCG
 OLDEST = (7, 2)
@@ -30,6 +30,7 @@ GUEST_CID = 4
 EIF_SHARE = 4  # nitro-cli: an enclave has at least four times its image's size as memory
 PANICS_BRIEFLY = b" panic=1"  # seconds; an image's own value may be far longer, and its user waits for nothing
 ENDS_FOR_SURE = b" reboot=t"  # microvm sometimes survives `reboot=k`, never a triple fault (seen with QEMU 7.2 and 10)
+ARM64_MAGIC, ARM64_MAGIC_AT = b"ARM\x64", 56  # Linux, Documentation/arch/arm64/booting.rst
 MACHINE = "microvm,acpi=off,rtc=on,memory-backend=ram"  # without the clock a guest starts in 1970
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"  # a guest's way out of QEMU
 CAUTION = "this host reads the isolate's memory: QEMU protects nothing, its evidence is for development"
@@ -44,11 +45,11 @@ class Qemu:
     banner: str
 
 
-def find_qemu() -> Qemu:
-    """Return the machine's QEMU; raise NoQemu or QemuTooOld, with the command that mends it."""
-    found = shutil.which(PROGRAM)
+def find_qemu(named: Path | None = None) -> Qemu:
+    """Return the machine's QEMU, or the one named; raise NoQemu or QemuTooOld, with the command that mends it."""
+    found = shutil.which(named or PROGRAM)
     if found is None:
-        raise NoQemu(f"{PROGRAM} is not installed", hint=INSTALL)
+        raise NoQemu(f"{named} is no program" if named else f"{PROGRAM} is not installed", hint=INSTALL)
     try:
         done = subprocess.run(
             [found, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False
@@ -73,6 +74,15 @@ class Machine:
 
     memory_mib: int = 512
     cpus: int = 1
+
+
+def check_kernel(image: Eif) -> None:
+    """Raise ImageOfAnotherMachine for a kernel that QEMU for x86-64 would start in vain."""
+    if bytes(image.kernel[ARM64_MAGIC_AT : ARM64_MAGIC_AT + len(ARM64_MAGIC)]) == ARM64_MAGIC:
+        raise ImageOfAnotherMachine(
+            "the image is for another architecture", expected="a kernel for x86-64", actual="one for arm64",
+            hint="build it for x86-64: veracruz image build",
+        )  # fmt: skip
 
 
 def check_memory(machine: Machine, image_size: int) -> None:
@@ -147,7 +157,7 @@ class BootFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class QemuIsolate:
+class QemuIsolate(BesideUs):
     """One boot configuration of one image."""
 
     qemu: Qemu
@@ -158,6 +168,7 @@ class QemuIsolate:
     debug_mode: bool = False
     kind: str = "qemu"
     caution: str = CAUTION
+    evidence: Evidence = Evidence.DEVELOPMENT
 
     @property
     def accel(self) -> str:
@@ -199,35 +210,44 @@ class QemuIsolate:
         """Start the backend, then QEMU on it."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            backend = await start_ready(
-                python_command(
-                    "host_shim.vhost_user", "--fd", str(ours.fileno()), "--base", str(base),
-                    "--listen", str(PORT_API), "--guest-cid", str(GUEST_CID),
-                ),
-                name="vsock backend", log=log, pass_fds=[ours.fileno()],
-            )  # fmt: skip
+            backend = await start_backend(ours.fileno(), base, log)
+            descriptors = [theirs.fileno(), self.files.kernel.descriptor, self.files.ramdisks.descriptor]
             try:
-                return self._start_guest(backend, theirs.fileno())
+                return start_guest(self.command(theirs.fileno()), backend, descriptors)
             except BaseException:
                 await backend.stop()
                 raise
 
-    def _start_guest(self, backend: Child, vsock: int) -> Running:
-        console, console_end = os.pipe()
-        complaints, complaints_end = os.pipe()
-        try:
-            guest = Child(
-                self.command(vsock), name="QEMU", stdout=console_end, stderr=complaints_end,
-                pass_fds=[vsock, self.files.kernel.descriptor, self.files.ramdisks.descriptor],
-            )  # fmt: skip
-        except OSError as error:
-            os.close(console)
-            os.close(complaints)
-            raise NoQemu(f"{self.qemu.path} does not start: {error.strerror}", hint=INSTALL) from error
-        finally:
-            os.close(console_end)
-            os.close(complaints_end)
-        return Running(guest, (backend,), console, complaints)
+
+async def start_backend(vsock: int, base: Path, log: int) -> Child:
+    """Start our vsock backend on a connected socket; the guest finds its parent at BASE_PORT."""
+    return await start_ready(
+        python_command(
+            "host_shim.vhost_user", "--fd", str(vsock), "--base", str(base),
+            "--listen", str(PORT_API), "--guest-cid", str(GUEST_CID),
+        ),
+        name="vsock backend", log=log, pass_fds=[vsock],
+    )  # fmt: skip
+
+
+def start_guest(
+    command: Sequence[str], backend: Child, pass_fds: Sequence[int], environment: Mapping[str, str] | None = None
+) -> Running:
+    """Start QEMU beside its backend; raise NoQemu."""
+    console, console_end = os.pipe()
+    complaints, complaints_end = os.pipe()
+    try:
+        guest = Child(
+            command, name="QEMU", stdout=console_end, stderr=complaints_end, pass_fds=pass_fds, environment=environment
+        )
+    except OSError as error:
+        os.close(console)
+        os.close(complaints)
+        raise NoQemu(f"{command[0]} does not start: {error.strerror}", hint=INSTALL) from error
+    finally:
+        os.close(console_end)
+        os.close(complaints_end)
+    return Running(guest, (backend,), console, complaints)
 
 
 def choose_accelerators(

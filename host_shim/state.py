@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -21,15 +20,17 @@ import signal
 import stat
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from attestation.errors import EnvironmentLacks, UsageError
+from attestation.errors import EnvironmentLacks, UsageError, escape
 from attestation.files import user_folder, write_whole
 
 from .children import ProcessId
 from .errors import NameTaken, NoSuchIsolate, UnsafeState
+from .record import Record as Record
+from .record import Stage as Stage
 
 NAME_FORM = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 MAX_STATE = 64 * 1024  # bytes of a state.json
@@ -38,55 +39,18 @@ LONGEST_PORT = len("_65535")
 SOCKETS_PREFIX = "veracruz-"
 
 
-class Stage(StrEnum):
-    """How far an isolate is."""
-
-    BOOTING = "booting"
-    SERVING = "serving"
-    ENDED = "ended"  # as it should: asked to stop, or shut down by its participants
-    FAILED = "failed"
-    LOST = "lost"  # its supervisor was killed
-
-    @property
-    def live(self) -> bool:
-        """Whether a supervisor should be there."""
-        return self in (Stage.BOOTING, Stage.SERVING)
-
-
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One isolate's state.json."""
+class Damaged:
+    """An isolate whose state.json cannot be read; `problem` is escaped."""
 
     name: str
-    stage: Stage
-    isolate: str
-    endpoint: str
-    image: str | None
-    policy: str  # hex64: SHA-256 of the policy
-    measurements: dict[str, str]  # nitro-cli's names; what the NSM reports
-    root: str  # path of the development root's PEM
-    started: str  # RFC 3339, UTC
-    accel: str | None = None
-    supervisor: ProcessId | None = None
-    children: tuple[ProcessId, ...] = field(default=())
-    sockets: str | None = None
-    reason: str | None = None
+    problem: str
+    supervisor: ProcessId | None  # if one is alive, which will write the file anew when it ends
 
-    def dump(self) -> bytes:
-        """Return the file's bytes."""
-        return (json.dumps(asdict(self), indent=2) + "\n").encode()
-
-    @classmethod
-    def load(cls, raw: bytes) -> Record:
-        """Parse the file; raise ValueError, TypeError or KeyError for anything that `dump` does not write."""
-        value = json.loads(raw)
-        supervisor = value.pop("supervisor")
-        children = value.pop("children")
-        return cls(
-            **{**value, "stage": Stage(value["stage"])},
-            supervisor=ProcessId(**supervisor) if supervisor else None,
-            children=tuple(ProcessId(**child) for child in children),
-        )
+    @property
+    def cure(self) -> str:
+        """The command that mends it."""
+        return f"veracruz enclave stop {self.name}"
 
 
 def state_home() -> Path:
@@ -141,25 +105,65 @@ class Isolates:
         return record
 
     def all(self) -> list[Record]:
-        """Return every isolate's record; one that cannot be read is left out."""
+        """Return every isolate's record; `damaged` tells of those that cannot be read."""
         records = []
         for name in self.names():
             with contextlib.suppress(NoSuchIsolate, UnsafeState):
                 records.append(self.find(name))
         return records
 
+    def damaged(self) -> list[Damaged]:
+        """Return the isolates whose state cannot be read."""
+        found = []
+        for name in self.names():
+            try:
+                self.find(name)
+            except NoSuchIsolate:
+                pass
+            except UnsafeState as error:
+                found.append(Damaged(name, escape(error), self.owner(name)))
+        return found
+
+    def owner(self, name: str) -> ProcessId | None:
+        """Return the live supervisor that holds a name, whatever state.json says; None if nobody does."""
+        try:
+            with (self.directory(name) / "lock").open("rb") as file:
+                pid, start = map(int, file.read(64).split())
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return ProcessId(pid, start)
+        except (OSError, ValueError):
+            pass
+        return None
+
+    def write(self, record: Record) -> None:
+        """Write an isolate's record while nobody supervises it; raise NameTaken if somebody does."""
+        with self._locked(record.name):
+            write_whole(self.directory(record.name) / "state.json", record.dump(), mode=0o600)
+
+    def discard(self, name: str) -> Path:
+        """Move a damaged state.json aside; return where it is now. Raise NameTaken while a supervisor holds it."""
+        path = self.directory(name) / "state.json"
+        with self._locked(name):
+            return path.replace(path.with_name("state.json.damaged"))
+
     @contextlib.contextmanager
-    def claim(self, name: str | None) -> Iterator[Claim]:
-        """Hold a name for the body; without one, the first free of isolate, isolate-2, ... Raise NameTaken."""
+    def claim(self, name: str | None, *, adopt: bool = False) -> Iterator[Claim]:
+        """Hold a name for the body; without one, the first free of isolate, isolate-2, ... Raise NameTaken.
+
+        With `adopt` what was written under the name stays: its isolate is taken over.
+        """
         make_private(self._base)
         with contextlib.ExitStack() as stack:
             if name is not None:
                 stack.enter_context(self._locked(name))
             else:
                 name = self._lock_any(stack)
-            with contextlib.suppress(NoSuchIsolate, UnsafeState):
-                self._clean_up(name)
             directory = self.directory(name)
+            if adopt:
+                yield Claim(name, directory)
+                return
+            self._demand_unused(name)
             for left in ("state.json", "console.log", "console.log.1", "supervisor.log"):
                 (directory / left).unlink(missing_ok=True)
             yield Claim(name, directory)
@@ -168,12 +172,22 @@ class Isolates:
         number = 1
         while True:
             name = "isolate" if number == 1 else f"isolate-{number}"
-            try:
-                stack.enter_context(self._locked(name))
-            except NameTaken:
-                number += 1
-            else:
+            with contextlib.suppress(NameTaken), contextlib.ExitStack() as trial:
+                trial.enter_context(self._locked(name))
+                self._demand_unused(name)
+                stack.push(trial.pop_all())
                 return name
+            number += 1
+
+    def _demand_unused(self, name: str) -> None:
+        """Under the lock: clean up what is left; raise NameTaken for an enclave that goes on by itself."""
+        with contextlib.suppress(NoSuchIsolate, UnsafeState):
+            record = self._clean_up(name)
+            if record.stage is Stage.LOST and record.outside is not None:
+                raise NameTaken(
+                    "an enclave of this name runs on without its supervisor", actual=name,
+                    hint=f"veracruz enclave adopt {name}, or: veracruz enclave stop {name}",
+                )  # fmt: skip
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -187,6 +201,10 @@ class Isolates:
                 raise NameTaken(
                     "an isolate of this name runs already", actual=name, hint=f"veracruz enclave stop {name}"
                 ) from error
+            holder = ProcessId.of(os.getpid())
+            if holder is not None:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{holder.pid} {holder.start}\n".encode(), 0)
             yield
         finally:
             os.close(descriptor)
@@ -195,12 +213,20 @@ class Isolates:
         path = directory / "state.json"
         try:
             with path.open("rb") as file:
-                raw = file.read(MAX_STATE)
-            return Record.load(raw)
+                raw = file.read(MAX_STATE + 1)
+            if len(raw) > MAX_STATE:
+                raise ValueError(f"more than {MAX_STATE} bytes")
+            record = Record.load(raw)
+            if record.name != directory.name:
+                raise ValueError(f"it is the record of {record.name}")
+            return record
         except FileNotFoundError as error:
             raise NoSuchIsolate("no isolate of this name", actual=directory.name) from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UnsafeState(f"{path} is damaged", actual=error, hint=f"rm {path}") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            told = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
+            raise UnsafeState(
+                f"{path} is damaged", actual=told, hint=f"veracruz enclave stop {directory.name}"
+            ) from error
 
     def _clean_up(self, name: str) -> Record:
         """Under the lock: end and remove what a supervisor left that did not end by itself."""
@@ -212,12 +238,20 @@ class Isolates:
             child.signal(signal.SIGKILL)
         if record.sockets is not None:
             remove_sockets(Path(record.sockets))
+        reason = "its supervisor was killed"
+        if record.outside is not None:
+            reason += "; its enclave runs on by itself, and nobody relays to it"
         record = replace(
-            record, stage=Stage.LOST, supervisor=None, children=(), sockets=None, reason="its supervisor was killed"
+            record, stage=Stage.LOST, supervisor=None, children=(), roles=(), sockets=None, reason=reason, ended=now()
         )
         with contextlib.suppress(EnvironmentLacks):  # a full disk: it is cleaned up, and will be found again
             write_whole(directory / "state.json", record.dump(), mode=0o600)
         return record
+
+
+def now() -> str:
+    """Return the time as records have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 
 from attestation.binding import policy_hash
 from attestation.errors import VeracruzError, escape
@@ -27,9 +27,11 @@ from .errors import IsolateDied, IsolateHalted
 from .isolate import Isolate
 from .listen import Endpoint, Listener
 from .news import FAREWELLS, Asked, Ended, EventCode, News, tell_event
+from .record import Record, Stage
 from .relay.limits import Limits
 from .report import Report
-from .state import Claim, Isolates, Record, Stage
+from .restart import RestartPolicy, Restarts
+from .state import Claim, Isolates, now
 
 BOOT_LIMIT = 120.0  # seconds from the start of the machine until it serves
 
@@ -39,15 +41,27 @@ class Order:
     """What is to run: the isolates are tried in this order, the next one if a tentative one does not come up."""
 
     isolates: Sequence[Isolate]
-    policy: bytes
+    policy: bytes | None
     image: str | None
     listen: Endpoint
     name: str | None = None
     role: str | None = None
+    instance_id: str | None = None
     boot_limit: float = BOOT_LIMIT
     egress: tuple[Rule, ...] = ()
     limits: Limits = Limits(drain=0)  # noqa: RUF009 -- frozen
+    memory_mib: int | None = None
+    cpus: int | None = None
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    adopted: Record | None = None  # of an isolate that goes on: it is taken over, and nothing is started
     works: Callable[[Isolate], None] = lambda isolate: None  # told which one came up
+
+    @property
+    def policy_hash(self) -> bytes | None:
+        """SHA-256 of the policy."""
+        if self.adopted is not None:
+            return bytes.fromhex(self.adopted.policy) if self.adopted.policy else None
+        return None if self.policy is None else policy_hash(self.policy)
 
 
 class Supervisor:
@@ -61,10 +75,16 @@ class Supervisor:
         self._news: asyncio.Queue[News] = asyncio.Queue()
         self._boot: Boot | None = None
         self._asked: signal.Signals | None = None
+        self._record: Record
+        self._served: float | None = None  # since when; time.monotonic
+        self._told = False  # that it serves, the first time
 
     def run(self, isolates: Isolates) -> signal.Signals | None:
         """Run to the end; return the signal that asked for it, None if the isolate ended as it should by itself."""
-        with isolates.claim(self._order.name) as claim, Listener(self._order.listen) as listener:
+        with (
+            isolates.claim(self._order.name, adopt=self._order.adopted is not None) as claim,
+            Listener(self._order.listen) as listener,
+        ):
             log = self._report.log_to(claim.log)
             try:
                 return asyncio.run(self._supervise(claim, listener, log))
@@ -73,33 +93,73 @@ class Supervisor:
 
     async def _supervise(self, claim: Claim, listener: Listener, log: int) -> signal.Signals | None:
         self._watch_signals()
-        record = self._first_record(claim, listener)
-        claim.write(record)
-        console = ConsoleLog(claim.console)
+        self._record = self._first_record(claim, listener)
+        claim.write(self._record)
+        console = ConsoleLog(claim.console, keep=self._order.adopted is not None)
         setting = Setting(
-            claim, listener, console, self._report, self._root, log,
-            self._order.policy, policy_hash(self._order.policy), self._order.role, self._order.limits,
-            self._order.egress,
+            claim, listener, console, self._report, self._root, log, self._order.policy, self._order.policy_hash,
+            self._order.role, self._order.limits, self._order.instance_id, self._order.egress,
         )  # fmt: skip
+        restarts = Restarts(self._order.restart)
         try:
-            async with self._come_up(setting, record) as boot:
-                record = replace(boot.record, stage=Stage.SERVING)
-                claim.write(record)
-                boot.open_gate()
-                self._report.step(f"listening on {listener.endpoint}")
-                self._serving(record)
-                reason = await self._keep(boot)
+            while True:
+                try:
+                    reason = await self._live(setting)
+                    break
+                except IsolateDied as error:
+                    await self._pause(claim, restarts, error)
         except Interrupted as asked:
             self._report.step(f"{asked.signal.name}: stopped while it started")
-            self._write_end(claim, record, Stage.ENDED, f"stopped by {asked.signal.name} while it started")
+            self._write_end(claim, Stage.ENDED, f"stopped by {asked.signal.name} while it started")
             return asked.signal
         except BaseException as error:
-            self._write_end(claim, record, Stage.FAILED, str(error) or type(error).__name__)
+            self._write_end(claim, Stage.FAILED, str(error) or type(error).__name__)
             raise
         finally:
             console.close()
-        self._write_end(claim, record, Stage.ENDED, reason)
+        self._write_end(claim, Stage.ENDED, reason)
         return self._asked
+
+    async def _live(self, setting: Setting) -> str:
+        """Start one isolate and keep it to its end; return why it ended as it should, else raise IsolateDied."""
+        self._served = None
+        async with self._come_up(setting, self._record) as boot:
+            self._served = time.monotonic()
+            self._record = replace(boot.record, stage=Stage.SERVING, served=now())
+            setting.claim.write(self._record)
+            boot.open_gate()
+            self._report.step(f"listening on {setting.listener.endpoint}")
+            if not self._told:
+                self._told = True
+                self._serving(self._record)
+            return await self._keep(boot)
+
+    async def _pause(self, claim: Claim, restarts: Restarts, error: IsolateDied) -> None:
+        """Wait until the next start; raise the error if there is none, Interrupted if it is not wanted."""
+        served = time.monotonic() - self._served if self._served is not None else 0.0
+        pause = restarts.next_pause(error, served=served)
+        if self._asked is not None:
+            raise Interrupted(self._asked) from error
+        left = self._boot is not None and self._boot.running.guest.lives_on  # it would be forgotten over the next
+        if pause is None or left:
+            raise error
+        self._boot = None
+        self._report.note(str(error).partition("\n")[0])
+        self._report.note(
+            f"a new isolate starts in {pause:.0f} s (the {_ordinal(restarts.total)} after a death): it has a new key,"
+            " and nothing of what was in the one before; participants go on with --new-isolate"
+        )
+        self._record = replace(
+            self._record, stage=Stage.RESTARTING, children=(), roles=(), sockets=None, outside=None, served=None,
+            reason=str(error), restarts=restarts.total,
+        )  # fmt: skip
+        claim.write(self._record)
+        self._news = asyncio.Queue()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                if isinstance(asked := await self._news.get(), Asked):
+                    raise Interrupted(asked.signal)
+        self._record = replace(self._record, stage=Stage.BOOTING, reason=None, started=now())
 
     @contextlib.asynccontextmanager
     async def _come_up(self, setting: Setting, record: Record) -> AsyncIterator[Boot]:
@@ -118,11 +178,9 @@ class Supervisor:
                     boot = await stack.enter_async_context(start_boot(isolate, setting, record, self._news))
                     self._boot = boot
                     await boot.wait_until_serving(self._order.boot_limit)
-                except IsolateHalted:  # the guest ran well enough to say so
-                    raise
                 except IsolateDied as error:
-                    if not isolate.tentative:
-                        raise
+                    if not isolate.tentative or isinstance(error, IsolateHalted) or error.repeats:
+                        raise  # the guest ran well enough to say so
                     headline = str(error).partition("\n")[0]
                     self._report.note(f"{(isolate.accel or isolate.kind).upper()} does not work here: {headline}")
                     continue
@@ -166,24 +224,46 @@ class Supervisor:
 
     def _first_record(self, claim: Claim, listener: Listener) -> Record:
         first = self._order.isolates[0]
+        if (adopted := self._order.adopted) is not None:
+            return replace(
+                adopted, stage=Stage.BOOTING, endpoint=str(listener.endpoint), reason=None, ended=None,
+                supervisor=ProcessId.of(os.getpid()),
+            )  # fmt: skip
         return Record(
             name=claim.name,
             stage=Stage.BOOTING,
             isolate=first.kind,
             endpoint=str(listener.endpoint),
             image=self._order.image,
-            policy=policy_hash(self._order.policy).hex(),
+            policy=self._order.policy_hash.hex() if self._order.policy_hash else None,
             measurements=told_measurements(first.measurements),
-            root=str(self._root.path),
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            root=str(self._root.path) if first.evidence.emulated else None,
+            started=now(),
             supervisor=ProcessId.of(os.getpid()),
+            evidence=first.evidence.value,
+            debug=first.measurements is None,
+            memory_mib=self._order.memory_mib,
+            cpus=self._order.cpus,
+            restart=str(self._order.restart),
         )
 
-    def _write_end(self, claim: Claim, record: Record, stage: Stage, reason: str) -> None:
+    def _write_end(self, claim: Claim, stage: Stage, reason: str) -> None:
         self._report.log(f"{stage}: {escape(reason)}")
-        ended = replace(record, stage=stage, reason=reason, supervisor=None, children=(), sockets=None)
+        outside = None
+        if self._boot is not None and self._boot.running.guest.lives_on:
+            outside, stage = self._boot.record.outside, Stage.LOST
+            reason += "; its enclave did not end, and may run on"
+        ended = replace(
+            self._record, stage=stage, reason=reason, supervisor=None, children=(), roles=(), sockets=None,
+            outside=outside, ended=now(),
+        )  # fmt: skip
         with contextlib.suppress(OSError, VeracruzError):  # what went wrong is told in any case
             claim.write(ended)
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def told_measurements(measurements: Measurements | None) -> dict[str, str]:

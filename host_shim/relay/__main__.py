@@ -15,6 +15,7 @@ from pathlib import Path
 from .counters import Board
 from .dial import Target
 from .limits import CONNECT, HEADER, IDLE, MAX_CONNECTIONS, Limits, fit_descriptors
+from .resolve import find_target
 from .server import Relay
 
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--listen-fd", type=int, required=True)
     parser.add_argument("--gate-fd", type=int, help="begin to accept when this descriptor becomes readable")
     parser.add_argument("--counters-fd", type=int, help="publish counters in this file")
-    parser.add_argument("--target", required=True, type=Path, help="the isolate's Unix socket")
+    parser.add_argument("--target", required=True, help="the isolate's Unix socket, or vsock:CID:PORT")
     parser.add_argument("--max-connections", type=int, default=MAX_CONNECTIONS)
     parser.add_argument("--max-per-source", type=int, default=0)
     parser.add_argument("--idle", type=float, default=IDLE, help="seconds")
@@ -41,10 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if limits.connections < args.max_connections:
         log_line(f"descriptors allow {limits.connections} connections, not {args.max_connections}: see ulimit -Hn")
+    vsock = args.target.startswith("vsock:")
+    target = find_target(args.target)[0] if vsock else Target.unix(Path(args.target))
     listener = socket.socket(fileno=args.listen_fd)
     listener.setblocking(False)
     board = None if args.counters_fd is None else Board(args.counters_fd)
-    relay = Relay([listener], Target.unix(args.target), limits=limits, board=board, tell=log_line)
+    relay = Relay([listener], target, limits=limits, board=board, tell=log_line)
     signal.signal(signal.SIGTERM, lambda *_: relay.stop())
     relay.run(args.gate_fd)
     return 0
