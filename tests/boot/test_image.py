@@ -52,7 +52,7 @@ def test_an_interrupted_build_leaves_nothing_half_made(world: World, image: Path
         assert process.returncode == 130, err
         assert "Traceback" not in err
     assert not out.exists()
-    left = [path.name for path in (tmp_path / "veracruz/built").glob("*/.making-*") if not path.parent.is_symlink()]
+    left = [path.name for path in (tmp_path / "veracruz/built").glob("*/.making-*")]
     assert left == []
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert out.read_bytes() == image.read_bytes()

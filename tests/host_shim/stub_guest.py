@@ -45,9 +45,23 @@ def serve(ports: UnixSockets) -> None:
     threading.Thread(target=accept, daemon=True).start()
 
 
+def ask_module(ports: UnixSockets) -> None:
+    """Take the emulator's one connection and keep it."""
+    module = ports.dial(PORT_NSM)
+    send_frame(module, encode_request(DescribeNsm()))
+    recv_frame(module, 0x3000)
+    kept.append(module)
+    with ports.dial(PORT_NSM) as second:
+        assert second.recv(1) == b""  # one connection in a boot
+
+
+kept: list[socket.socket] = []
+
+
 def main(base: str, way: str) -> int:
     """Boot, and live or die in the given way."""
     ports = UnixSockets(base)
+    way, _, device = way.partition("+")  # "+nsm": a module of its own
     print("stub guest: booting \x1b[31m", flush=True)
     if way == "dies-at-once":
         return 3
@@ -57,11 +71,10 @@ def main(base: str, way: str) -> int:
         sock.sendall(HEARTBEAT)
         assert sock.recv(1) == HEARTBEAT
     events = ports.dial(PORT_EVENTS)
-    module = ports.dial(PORT_NSM)
-    send_frame(module, encode_request(DescribeNsm()))
-    recv_frame(module, 0x3000)
-    with ports.dial(PORT_NSM) as second:
-        assert second.recv(1) == b""  # one connection in a boot
+    if device:
+        assert not Path(f"{base}_{PORT_NSM}").exists()
+    else:
+        ask_module(ports)
     events.sendall(bytes([Event.ATTESTOR_READY]))
     with ports.dial(PORT_POLICY) as sock:
         policy = recv_frame(sock, 1 << 20)
@@ -72,6 +85,10 @@ def main(base: str, way: str) -> int:
     serve(ports)
     events.sendall(bytes([Event.SERVING]))
     way, _, helper = way.partition("-after-")
+    if way.startswith("dies-until:"):  # a file that it makes and the next one finds
+        mark = Path(way.removeprefix("dies-until:"))
+        way = "serves" if mark.exists() else "dies"
+        mark.touch()
     if way == "agreed":
         events.sendall(bytes([Event.SHUTDOWN_AGREED]))
     if helper:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from attestation.measurements import Measurements
 from host_shim.children import Child, python_command
-from host_shim.isolate import Running
+from host_shim.isolate import BesideUs, Evidence, Running
 
 
 @dataclass(frozen=True, slots=True)
-class StubIsolate:
+class StubIsolate(BesideUs):
     """Lives or dies in the way that it is given."""
 
     way: str = "serves"
@@ -21,6 +21,7 @@ class StubIsolate:
     tentative: bool = False
     kind: str = "stub"
     caution: str = "a stub"
+    evidence: Evidence = Evidence.DEVELOPMENT
     measurements: Measurements | None = None
     signer: bytes | None = None
 

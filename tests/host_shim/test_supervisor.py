@@ -31,6 +31,7 @@ from host_shim.dev_pki import open_root
 from host_shim.egress.rules import parse_rules
 from host_shim.listen import parse_endpoint
 from host_shim.report import Report
+from host_shim.restart import RestartPolicy
 from host_shim.state import Isolates
 from host_shim.supervisor import Order, Supervisor
 from tests.host_shim.stub_isolate import StubIsolate
@@ -39,6 +40,7 @@ home, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 ways = [StubIsolate(*way) for way in options["ways"]]
 order = Order(
     ways, options["policy"].encode(), None, parse_endpoint(options["listen"]), name="one", boot_limit=options["limit"],
+    restart=RestartPolicy.parse(options["restart"]),
     egress=parse_rules(options["egress"]),
     works=lambda isolate: print("works", isolate.way, flush=True),
 )
@@ -81,9 +83,12 @@ class Run:
 @contextmanager
 def run(
     home: Path, *ways: Any, policy: str = "{}", listen: str = "127.0.0.1:0", limit: float = 10,
-    egress: tuple[str, ...] = (),
+    egress: tuple[str, ...] = (), restart: str = "never",
 ) -> Iterator[Run]:  # fmt: skip
-    told = {"ways": ways or [["serves"]], "policy": policy, "listen": listen, "limit": limit, "egress": egress}
+    told = {
+        "ways": ways or [["serves"]], "policy": policy, "listen": listen, "limit": limit, "egress": egress,
+        "restart": restart,
+    }  # fmt: skip
     options = json.dumps(told)
     with subprocess.Popen(
         [sys.executable, "-c", RUN, str(home), options],
@@ -197,7 +202,7 @@ def test_a_guest_that_dies_later_is_no_regular_end(tmp_path: Path) -> None:
     with run(tmp_path, ["dies-later"]) as running:
         code, said = running.finish()
     assert code == 5
-    assert "the isolate died: stub guest ended by SIGKILL" in said
+    assert "the isolate died: somebody on this machine killed it (SIGKILL); stub guest ended by SIGKILL" in said
 
 
 def test_an_agreed_shutdown_is_a_regular_end(tmp_path: Path) -> None:
@@ -297,7 +302,7 @@ def test_the_guests_end_explains_that_of_its_helpers(tmp_path: Path) -> None:
     with run(tmp_path, ["dies-after-helper"]) as running:
         code, said = running.finish()
     assert code == 5
-    assert "the isolate died: stub guest ended by SIGKILL" in said
+    assert "the isolate died: somebody on this machine killed it (SIGKILL); stub guest ended by SIGKILL" in said
 
 
 def test_a_regular_end_is_one_whichever_process_is_seen_first(tmp_path: Path) -> None:
