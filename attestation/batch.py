@@ -9,6 +9,7 @@ that calls this needs the usual `if __name__ == "__main__":`. Each has a chain c
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 from collections import deque
@@ -61,8 +62,10 @@ def verify_batch(
     them; nothing is held longer. `processes` is the number to use, by default as many as this process has cores; with
     1, or where there are fewer than CHUNK documents, all is done in this one. `entries` is the size of each one's chain
     cache. Ending early (`close()`, an exception, Ctrl-C) ends the processes, after what each has in hand. An error that
-    `documents` raises itself comes after the results of what it gave before. Raises EmptyExpectations and
-    MalformedInput at once for what concerns all documents, and EnvironmentLacks if processes cannot be started or die.
+    `documents` raises itself comes after the results of what it gave before. What cannot be sent to another process
+    (pickled), such as a demand of the caller's own made on the spot, is verified in this one. Raises EmptyExpectations
+    and MalformedInput at once for what concerns all documents, and EnvironmentLacks if processes cannot be started or
+    die.
     """
     expected.require_content()
     if at.utcoffset() is None:
@@ -72,7 +75,7 @@ def verify_batch(
         raise MalformedInput("batch: wrong number of processes", expected=f"1..{MAX_PROCESSES}", actual=count)
     ChainCache(entries=entries)  # raises here rather than in a process
     setting = _Setting(expected, at, tuple(roots), entries)
-    if count == 1:
+    if count == 1 or not _can_be_sent(setting):
         return _verify_here(documents, setting)
     return _verify_elsewhere(documents, setting, count)
 
@@ -101,14 +104,20 @@ class _Setting:
 def _verify_one(item: bytes | Item, *, setting: _Setting, links: ChainCache) -> Outcome:
     given = item if isinstance(item, Item) else Item(item)
     try:
-        if not isinstance(given.document, bytes):
-            raise MalformedInput("batch: no document", expected="bytes", actual=type(given.document).__name__)
         expected = setting.expected if given.expected is None else given.expected
         at = setting.at if given.at is None else given.at
         return verify(given.document, expected=expected, at=at, roots=setting.roots, links=links)
     except (AttestationError, MalformedInput) as error:
         error.__cause__ = error.__context__ = None  # tracebacks keep the document and all that was made of it
         return error.with_traceback(None)
+
+
+def _can_be_sent(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # PicklingError, TypeError, AttributeError, and whatever a class of the caller's raises
+        return False
+    return True
 
 
 def _verify_here(documents: Iterable[bytes | Item], setting: _Setting) -> Iterator[Outcome]:
@@ -119,23 +128,23 @@ def _verify_here(documents: Iterable[bytes | Item], setting: _Setting) -> Iterat
 
 def _verify_elsewhere(documents: Iterable[bytes | Item], setting: _Setting, count: int) -> Iterator[Outcome]:
     source = _Chunks(documents)
-    first = source.next()
+    first, worker = source.next(), setting.worker()
     if len(first) < CHUNK:
-        yield from map(setting.worker(), first)
+        yield from map(worker, first)
         return source.finish()
     try:
         pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start_worker, initargs=(setting,))
     except (OSError, ImportError, NotImplementedError) as error:  # no semaphores, no /dev/shm
         raise EnvironmentLacks("batch: processes cannot be started", actual=error, hint="processes=1") from error
-    pending: deque[Future[list[Outcome]]] = deque()
+    pending: deque[tuple[list[bytes | Item], Future[list[Outcome]] | None]] = deque()
     chunk = first
     try:
         while chunk or pending:
             while chunk and len(pending) < CHUNKS_AHEAD * count:
-                with _interrupts_held():  # a process that starts here inherits it: Ctrl-C ends it through us alone
-                    pending.append(pool.submit(_verify_chunk, chunk))
+                pending.append((chunk, _submit(pool, chunk) if _can_be_sent(chunk) else None))
                 chunk = source.next()
-            yield from map(_unpack, pending.popleft().result())
+            items, future = pending.popleft()
+            yield from map(_unpack, future.result()) if future else map(worker, items)
     except BrokenProcessPool as error:
         raise EnvironmentLacks(
             "batch: a process ended that should not",
@@ -145,6 +154,11 @@ def _verify_elsewhere(documents: Iterable[bytes | Item], setting: _Setting, coun
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return source.finish()
+
+
+def _submit(pool: ProcessPoolExecutor, chunk: list[bytes | Item]) -> Future[list[Outcome]]:
+    with _interrupts_held():  # a process that starts here inherits it: Ctrl-C ends it through us alone
+        return pool.submit(_verify_chunk, chunk)
 
 
 class _Chunks:

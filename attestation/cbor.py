@@ -43,8 +43,24 @@ def decode(raw: bytes, *, what: str, open_map: bool = False, max_items: int = MA
     else:
         value, offset = _item(raw, 0, 0, asked)
     if offset != len(raw):
-        raise _error(asked, "bytes after the item", offset)
+        raise _error(asked, "bytes after the item", offset, "the end", f"{len(raw) - offset} bytes")
     return value
+
+
+def describe(value: Value) -> str:
+    """Return what kind of value this is, and how large, for a message: nothing of its content."""
+    match value:
+        case bytes():
+            return f"{len(value)} bytes"
+        case str():
+            return f"text of {len(value)} characters"
+        case tuple():
+            return f"array of {len(value)}"
+        case dict():
+            return f"map of {len(value)}"
+        case None | bool():
+            return {None: "null", False: "false", True: "true"}[value]
+    return "integer"
 
 
 # Each reader takes an offset and returns a value with the offset behind it: a document has some seventy items, and
@@ -53,7 +69,7 @@ def decode(raw: bytes, *, what: str, open_map: bool = False, max_items: int = MA
 
 def _item(raw: bytes, start: int, depth: int, asked: _Asked) -> tuple[Value, int]:
     if start >= len(raw):
-        raise _error(asked, "truncated", start)
+        raise _truncated(asked, raw, start, 1)
     first, offset = raw[start], start + 1
     major, argument = first >> 5, first & 0x1F  # RFC 8949 3: major type and argument
     if argument >= 24:
@@ -61,7 +77,7 @@ def _item(raw: bytes, start: int, depth: int, asked: _Asked) -> tuple[Value, int
     if major == 2 or major == 3:  # RFC 8949 3.1
         end = offset + argument
         if end > len(raw):
-            raise _error(asked, "truncated", offset)
+            raise _truncated(asked, raw, offset, argument)
         if major == 2:
             return raw[offset:end], end
         return _text(raw, offset, end, asked), end
@@ -84,20 +100,26 @@ def _item(raw: bytes, start: int, depth: int, asked: _Asked) -> tuple[Value, int
         return entries, offset
     if major == 7 and argument in _SIMPLE_VALUES and offset == start + 1:
         return _SIMPLE_VALUES[argument], offset
-    raise _error(asked, "tag" if major == _TAG else "float or unknown simple value", start)
+    raise _error(
+        asked, "tag" if major == _TAG else "float or unknown simple value", start,
+        "integer, bytes, text, array, map, bool or null", raw[start:offset],
+    )  # fmt: skip
 
 
 def _long_argument(raw: bytes, info: int, start: int, asked: _Asked) -> tuple[int, int]:
     """Read the argument that stands behind a head's first byte."""
     if info > 27:
-        raise _error(asked, "indefinite length or break" if info == _INDEFINITE else "reserved head", start)
+        raise _error(
+            asked, "indefinite length or break" if info == _INDEFINITE else "reserved head", start,
+            "a definite length", raw[start : start + 1],
+        )  # fmt: skip
     width: int = 1 << (info - 24)
     end = start + 1 + width
     if end > len(raw):
-        raise _error(asked, "truncated", start + 1)
+        raise _truncated(asked, raw, start + 1, width)
     argument = raw[start + 1] if width == 1 else int.from_bytes(raw[start + 1 : end], "big")
     if argument < (24 if width == 1 else 1 << (4 * width)):  # RFC 8949 4.1: the shortest form
-        raise _error(asked, "head not in its shortest form", start)
+        raise _error(asked, "head not in its shortest form", start, "fewer bytes", raw[start:end])
     return argument, end
 
 
@@ -107,7 +129,7 @@ def _open_map(raw: bytes, asked: _Asked) -> tuple[Value, int]:
     entries: dict[Value, Value] = {}
     while raw[offset : offset + 1] != _BREAK:
         if len(entries) == asked.max_items:
-            raise _error(asked, "too many entries", offset)
+            raise _too_many(asked, offset, f"over {asked.max_items}")
         offset = _entry(entries, raw, offset, 1, asked)
     return entries, offset + 1
 
@@ -115,9 +137,9 @@ def _open_map(raw: bytes, asked: _Asked) -> tuple[Value, int]:
 def _entry(entries: dict[Value, Value], raw: bytes, start: int, depth: int, asked: _Asked) -> int:
     key, offset = _item(raw, start, depth, asked)
     if type(key) is not int and type(key) is not str:
-        raise _error(asked, "map key is neither integer nor text", start)
+        raise _error(asked, "map key is neither integer nor text", start, "integer or text", describe(key))
     if key in entries:
-        raise _error(asked, "duplicate map key", start)
+        raise _error(asked, "duplicate map key", start, "each key once", key)
     entries[key], offset = _item(raw, offset, depth, asked)
     return offset
 
@@ -126,15 +148,23 @@ def _text(raw: bytes, start: int, end: int, asked: _Asked) -> str:
     try:
         return raw[start:end].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _error(asked, "text is not UTF-8", end) from error
+        raise _error(asked, "text is not UTF-8", end, "UTF-8", raw[start:end]) from error
 
 
 def _enter(items: int, depth: int, asked: _Asked, offset: int) -> None:
     if depth >= MAX_DEPTH:
-        raise _error(asked, "nested too deep", offset)
+        raise _error(asked, "nested too deep", offset, f"at most {MAX_DEPTH} levels", f"over {MAX_DEPTH}")
     if items > asked.max_items:
-        raise _error(asked, "too many entries", offset)
+        raise _too_many(asked, offset, items)
 
 
-def _error(asked: _Asked, error: str, offset: int) -> MalformedEvidence:
-    return MalformedEvidence(f"{asked.what}: {error} at byte {offset}")
+def _truncated(asked: _Asked, raw: bytes, offset: int, wanted: int) -> MalformedEvidence:
+    return _error(asked, "truncated", offset, f"{wanted} bytes", f"{max(len(raw) - offset, 0)} bytes")
+
+
+def _too_many(asked: _Asked, offset: int, items: object) -> MalformedEvidence:
+    return _error(asked, "too many entries", offset, f"at most {asked.max_items}", items)
+
+
+def _error(asked: _Asked, error: str, offset: int, expected: str, actual: object) -> MalformedEvidence:
+    return MalformedEvidence(f"{asked.what}: {error} at byte {offset}", expected=expected, actual=actual)

@@ -19,7 +19,7 @@ from itertools import pairwise
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store
+from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder
 
 from .chain_cache import ChainCache
 from .chain_certificate import ChainCertificate, Link, check_algorithms, load_certificate
@@ -228,10 +228,15 @@ def _check_order(certificates: Sequence[ChainCertificate]) -> None:
             raise UntrustedChain(
                 f"certificate {len(certificates) - 1 - position} of the chain was issued by another than the next one",
                 expected=certificate.issuer_name,
-                actual=issuer.link.subject,
+                actual=issuer.link.subject
+                + (" in another encoding" if issuer.link.subject == certificate.issuer_name else ""),
             )
     if len({certificate.name for certificate in certificates}) != len(certificates):
-        raise UntrustedChain("two certificates of the chain have the same subject")
+        raise UntrustedChain(
+            "two certificates of the chain have the same subject",
+            expected="a name of its own for each",
+            actual=", ".join(certificate.link.subject for certificate in certificates),
+        )
 
 
 def _validate(certificates: Sequence[ChainCertificate], *, at: datetime) -> ec.EllipticCurvePublicKey:
@@ -243,7 +248,7 @@ def _validate(certificates: Sequence[ChainCertificate], *, at: datetime) -> ec.E
     try:
         verifier = (
             PolicyBuilder()
-            .store(Store([anchor]))
+            .store(certificates[0].anchor())
             .time(at)
             .max_chain_depth(len(intermediates))
             .extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICY)
@@ -252,7 +257,9 @@ def _validate(certificates: Sequence[ChainCertificate], *, at: datetime) -> ec.E
         verified = verifier.verify(leaf, intermediates)
     except BaseException as error:  # VerificationError; on malformed certificates also ValueError and others
         reraise_interrupt(error)
-        raise UntrustedChain("the certificates do not form a valid chain", actual=error) from error
+        raise UntrustedChain(
+            "the certificates do not form a valid chain", expected="a path as RFC 5280 6.1 wants it", actual=error
+        ) from error
     if verified.chain != [leaf, *intermediates, anchor]:
         raise UntrustedChain("the chain that was validated is not the whole cabundle")
     return _key(certificates[-1])
@@ -263,7 +270,7 @@ def _key(certificate: ChainCertificate) -> ec.EllipticCurvePublicKey:
         key = certificate.parsed.public_key()
     except BaseException as error:  # ValueError, UnsupportedAlgorithm
         reraise_interrupt(error)
-        raise UntrustedChain("the leaf's key cannot be read", actual=error) from error
+        raise UntrustedChain("the leaf's key cannot be read", expected="a point of P-384", actual=error) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise UntrustedChain("the leaf's key is not on P-384")
     return key

@@ -9,6 +9,7 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
+from cryptography.x509.verification import Store
 
 from .der import read_fields, read_plain_name
 from .errors import UntrustedChain
@@ -49,6 +50,14 @@ class ChainCertificate:
     issuer: bytes = field(repr=False)  # DER of the name
     subject: bytes = field(repr=False)
     link: Link
+    _anchor: Store | None = field(default=None, init=False, repr=False, compare=False)
+
+    def anchor(self) -> Store:
+        """Return the store with this one anchor, made once: cryptography keeps the key that it read with it."""
+        if self._anchor is None:
+            object.__setattr__(self, "_anchor", Store([self.parsed]))
+        assert self._anchor is not None
+        return self._anchor
 
     @property
     def speaks_of_itself(self) -> bool:
@@ -83,12 +92,14 @@ def load_certificate(der: bytes, place: str) -> ChainCertificate:
         link = Link(name, parsed.not_valid_before_utc, parsed.not_valid_after_utc)
     except BaseException as error:  # ValueError, InvalidVersion, UnsupportedAlgorithm, DuplicateExtension, ...
         reraise_interrupt(error)
-        raise UntrustedChain(f"{place}: no X.509 certificate", actual=error) from error
+        raise UntrustedChain(f"{place}: no X.509 certificate", expected="one, in DER", actual=error) from error
     try:
         check_algorithms(parsed, key)
     except BaseException as error:
         reraise_interrupt(error)
-        raise UntrustedChain(f"{place}: wrong algorithms", actual=error) from error
+        raise UntrustedChain(
+            f"{place}: wrong algorithms", expected="P-384, and ECDSA with SHA-384", actual=error
+        ) from error
     return ChainCertificate(der, parsed, issuer, subject, link)
 
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from . import cbor
-from .errors import BadSignature, MalformedEvidence, UnsignedEvidence
+from .errors import BadSignature, MalformedEvidence, MalformedInput, UnsignedEvidence
 from .limits import MAX_DOCUMENT
 from .panics import reraise_interrupt
 
@@ -82,6 +82,8 @@ class Sign1:
         if self.algorithm is None:
             raise UnsignedEvidence(
                 "the document is not signed",
+                expected="ES384",
+                actual="no signature",
                 hint="QEMU's nitro-enclave machine writes such documents; anybody can",
             )
         if key.curve.name != self.algorithm.curve.name:
@@ -92,26 +94,39 @@ class Sign1:
             key.verify(encode_dss_signature(r, s), self.to_be_signed, ec.ECDSA(self.algorithm.hash))
         except BaseException as error:  # InvalidSignature, ValueError
             reraise_interrupt(error)
-            raise BadSignature("the signature over the payload is not the leaf certificate's") from error
+            raise BadSignature(
+                "the signature over the payload is not the leaf certificate's",
+                expected=f"{self.algorithm.name} by its key", actual="by another key, or over other bytes",
+            ) from error  # fmt: skip
 
 
 def parse_sign1(raw: bytes) -> Sign1:
-    """Parse a COSE_Sign1, tagged or not; raise MalformedEvidence.
+    """Parse a COSE_Sign1, tagged or not; raise MalformedEvidence, or MalformedInput for what are no bytes.
 
     The protected header is exactly one algorithm: with no other header there is none to misunderstand (`crit`).
     """
+    if not isinstance(raw, bytes):
+        raise MalformedInput("no document", expected="bytes", actual=type(raw).__name__)
     if len(raw) > MAX_DOCUMENT:
         raise MalformedEvidence("document too long", expected=f"at most {MAX_DOCUMENT} bytes", actual=len(raw))
     parts = cbor.decode(raw.removeprefix(TAG_SIGN1), what="COSE_Sign1")
     if type(parts) is not tuple or len(parts) != 4:
-        raise MalformedEvidence("COSE_Sign1: not an array of four")
+        raise MalformedEvidence("COSE_Sign1: not an array of four", expected="array of 4", actual=cbor.describe(parts))
     protected, unprotected, payload, signature = parts
     if type(protected) is not bytes or type(unprotected) is not dict:
-        raise MalformedEvidence("COSE_Sign1: headers are not a byte string and a map")
+        raise MalformedEvidence(
+            "COSE_Sign1: headers are not a byte string and a map",
+            expected="bytes and a map",
+            actual=f"{cbor.describe(protected)} and {cbor.describe(unprotected)}",
+        )
     if type(payload) is not bytes or type(signature) is not bytes:
-        raise MalformedEvidence("COSE_Sign1: payload and signature are not byte strings")
+        raise MalformedEvidence(
+            "COSE_Sign1: payload and signature are not byte strings",
+            expected="bytes and bytes",
+            actual=f"{cbor.describe(payload)} and {cbor.describe(signature)}",
+        )
     if not payload:
-        raise MalformedEvidence("COSE_Sign1: empty payload")
+        raise MalformedEvidence("COSE_Sign1: empty payload", expected="a map in it", actual="0 bytes")
     algorithm = _parse_algorithm(protected)
     if algorithm is not None and len(signature) != 2 * algorithm.coordinate_size:  # RFC 9053 2.1: r || s, full width
         raise MalformedEvidence(

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 from . import cbor
-from .errors import MalformedEvidence
+from .errors import MalformedEvidence, MalformedInput
 from .limits import (
     MAX_CABUNDLE,
     MAX_CERTIFICATE,
@@ -41,6 +41,10 @@ class Profile:
     register_count: int
     image: tuple[int, ...]  # the registers that together say what runs; each must be there
     zero_is_debug: bool  # whether a zero in one of them tells of debug mode
+
+    def __post_init__(self) -> None:
+        if not self.image:  # whoever demands all of none demands nothing
+            raise MalformedInput(f"profile {self.name}: no register says what runs", expected="one at least")
 
 
 NITRO_ENCLAVE = Profile(
@@ -80,11 +84,11 @@ def parse_document(payload: bytes, *, profile: Profile = NITRO_ENCLAVE) -> Docum
     """Parse a payload; raise MalformedEvidence, naming the field."""
     fields = cbor.decode(payload, what="payload", open_map=True)
     if type(fields) is not dict:
-        raise MalformedEvidence("payload: no map")
+        raise MalformedEvidence("payload: no map", expected="map", actual=cbor.describe(fields))
     _check_keys(fields, profile)
     public_key = _optional(fields, "public_key")
     if public_key == b"":
-        raise MalformedEvidence("public_key: empty", expected=f"1..{MAX_FIELD} bytes, or null")
+        raise MalformedEvidence("public_key: empty", expected=f"1..{MAX_FIELD} bytes, or null", actual="0 bytes")
     return Document(
         module_id=_module_id(fields["module_id"]),
         digest=_digest(fields["digest"], profile),
@@ -105,7 +109,9 @@ def _check_keys(fields: Mapping[cbor.Value, cbor.Value], profile: Profile) -> No
             raise MalformedEvidence("payload: unknown key", expected=", ".join(known), actual=key)
     for key in profile.required:
         if key not in fields:
-            raise MalformedEvidence(f"{key}: missing")
+            raise MalformedEvidence(
+                f"{key}: missing", expected=", ".join(profile.required), actual=", ".join(map(str, fields))
+            )
     if list(fields) != [key for key in known if key in fields]:
         raise MalformedEvidence(
             "payload: keys out of order", expected=", ".join(known), actual=", ".join(map(str, fields))
@@ -115,54 +121,78 @@ def _check_keys(fields: Mapping[cbor.Value, cbor.Value], profile: Profile) -> No
 def _module_id(value: cbor.Value) -> str:
     if type(value) is not str or not 0 < len(value) <= MAX_MODULE_ID or not (value.isascii() and value.isprintable()):
         raise MalformedEvidence(
-            "module_id: wrong form", expected=f"1..{MAX_MODULE_ID} printable characters", actual=value
+            "module_id: wrong form", expected=f"1..{MAX_MODULE_ID} printable characters", actual=_shown(value)
         )
     return value
 
 
 def _digest(value: cbor.Value, profile: Profile) -> str:
     if type(value) is not str or value != profile.digest:
-        raise MalformedEvidence("digest: another algorithm", expected=profile.digest, actual=value)
+        raise MalformedEvidence("digest: another algorithm", expected=profile.digest, actual=_shown(value))
     return value
 
 
 def _timestamp(value: cbor.Value) -> datetime:
     if type(value) is not int or not 0 < value <= MAX_TIMESTAMP_MS:
-        raise MalformedEvidence("timestamp: no time in milliseconds", expected=f"1..{MAX_TIMESTAMP_MS}", actual=value)
+        raise MalformedEvidence(
+            "timestamp: no time in milliseconds", expected=f"1..{MAX_TIMESTAMP_MS}", actual=_shown(value)
+        )
     return EPOCH + timedelta(milliseconds=value)
 
 
 def _registers(value: cbor.Value, profile: Profile) -> Mapping[int, bytes]:
     name, last = profile.registers, profile.register_count - 1
     if type(value) is not dict or not 0 < len(value) <= profile.register_count:
-        raise MalformedEvidence(f"{name}: no map of 1..{profile.register_count} registers")
+        raise MalformedEvidence(
+            f"{name}: wrong form",
+            expected=f"map of 1..{profile.register_count} registers",
+            actual=cbor.describe(value),
+        )
     registers: dict[int, bytes] = {}
     for index, register in value.items():
         if type(index) is not int or not 0 <= index <= last:
             raise MalformedEvidence(f"{name}: wrong index", expected=f"0..{last}", actual=index)
         if type(register) is not bytes or len(register) != profile.register_size:
-            raise MalformedEvidence(f"{name}[{index}]: no register", expected=f"{profile.register_size} bytes")
+            raise MalformedEvidence(
+                f"{name}[{index}]: no register",
+                expected=f"{profile.register_size} bytes",
+                actual=cbor.describe(register),
+            )
         registers[index] = register
     for index in profile.image:
         if index not in registers:
-            raise MalformedEvidence(f"{name}[{index}]: missing")
+            raise MalformedEvidence(
+                f"{name}[{index}]: missing",
+                expected=f"{', '.join(map(str, profile.image))} at least",
+                actual=", ".join(map(str, registers)),
+            )
     return MappingProxyType(registers)
 
 
 def _certificate(value: cbor.Value, place: str) -> bytes:
     if type(value) is not bytes or not 0 < len(value) <= MAX_CERTIFICATE:
-        raise MalformedEvidence(f"{place}: no certificate", expected=f"1..{MAX_CERTIFICATE} bytes")
+        raise MalformedEvidence(
+            f"{place}: no certificate", expected=f"1..{MAX_CERTIFICATE} bytes", actual=cbor.describe(value)
+        )
     return value
 
 
 def _cabundle(value: cbor.Value) -> tuple[bytes, ...]:
     if type(value) is not tuple or not 0 < len(value) <= MAX_CABUNDLE:
-        raise MalformedEvidence(f"cabundle: no array of 1..{MAX_CABUNDLE} certificates")
+        raise MalformedEvidence(
+            "cabundle: wrong form", expected=f"array of 1..{MAX_CABUNDLE} certificates", actual=cbor.describe(value)
+        )
     return tuple(_certificate(entry, f"cabundle[{index}]") for index, entry in enumerate(value))
 
 
 def _optional(fields: Mapping[cbor.Value, cbor.Value], name: str) -> bytes | None:
     value = fields.get(name)
     if value is not None and (type(value) is not bytes or len(value) > MAX_FIELD):
-        raise MalformedEvidence(f"{name}: wrong form", expected=f"0..{MAX_FIELD} bytes, or null")
+        raise MalformedEvidence(
+            f"{name}: wrong form", expected=f"0..{MAX_FIELD} bytes, or null", actual=cbor.describe(value)
+        )
     return value
+
+
+def _shown(value: cbor.Value) -> str:
+    return str(value) if isinstance(value, (int, str)) and value != "" else cbor.describe(value)

@@ -86,7 +86,7 @@ def verify(
     (`archived_time`) only for archived evidence. It may be off by `chain.CLOCK_LEEWAY`. The same arguments always have
     the same result: nothing is read but them. `links`, kept from call to call, saves the check of certificates that
     were found sound before; with it, without it and whatever is in it, the result is the same. Raises EmptyExpectations
-    where `expected` does not say what may run, and MalformedInput for a naive `at`.
+    where `expected` does not say what may run, and MalformedInput for a naive `at` or a document that is no `bytes`.
     """
     steps = examine(document, expected=expected, at=at, roots=roots, links=links)
     while True:

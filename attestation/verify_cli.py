@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from .chain import Root
+from .chain import ChainCache, Root
 from .console import Commands, new_parser, printable, report, say, warn, write_out
 from .errors import EXIT_OK, EXIT_REFUSED, AttestationError, EmptyExpectations, UsageError
 from .evidence_files import STDIN, decode_evidence, read_evidence
@@ -49,11 +50,11 @@ def verify_files(args: argparse.Namespace) -> int:
     expected, root = _read_demands(args), read_root(args.root)
     documents = [(name, _read(name)) for name in args.files]
     _say_what_is_unsafe(args, root)
-    judgements = []
+    judgements, links = [], ChainCache()  # documents of one enclave share certificates: each is checked once
     for name, document in documents:
         if len(documents) > 1 and args.verbose:
             say(f"{name}:")
-        judgement = _judge(name, document, args, expected, root)
+        judgement = _judge(name, document, args, expected, root, links)
         if args.verbose and judgement.failed:
             say(f"failed  ({judgement.failed.point}) {judgement.failed.what}")
         judgements.append(judgement)
@@ -84,6 +85,7 @@ def _judge(
     args: argparse.Namespace,
     expected: Expectations | AttestationError,
     root: Root,
+    links: ChainCache,
 ) -> Judgement:
     if isinstance(expected, AttestationError):
         return Judgement(name, None, (), AGREEMENT, expected)
@@ -93,7 +95,8 @@ def _judge(
     checks: list[Check] = []
     try:
         at = read_time(args.at, document)
-        appraisal = _examine(document, expected, at, root, checks, verbose=args.verbose)
+        steps = examine(document, expected=expected, at=at, roots=[root], links=links)
+        appraisal = _follow(steps, checks, verbose=args.verbose)
     except EmptyExpectations:
         raise  # the caller's fault, not the evidence's
     except AttestationError as error:
@@ -110,10 +113,8 @@ def _find_failed(checks: Sequence[Check], expected: Expectations) -> Check | Non
     return Check(demands[0].point, str(demands[0])) if demands else None
 
 
-def _examine(
-    document: bytes, expected: Expectations, at: datetime, root: Root, checks: list[Check], *, verbose: bool
-) -> Appraisal:
-    steps = examine(document, expected=expected, at=at, roots=[root])
+def _follow(steps: Iterator[Check], checks: list[Check], *, verbose: bool) -> Appraisal:
+    """Note each check as it passes, and say it; return what came of them."""
     while True:
         try:
             check = next(steps)
@@ -138,6 +139,7 @@ def _tell(judgements: Sequence[Judgement], *, as_json: bool) -> None:
             write_out(printable(make_text(outcome)))
         if isinstance(outcome, AttestationError):
             if several:
+                outcome = copy.copy(outcome)  # one error may be several documents'
                 outcome.what = f"{judgement.file}: {outcome.what}"
             report(outcome, as_json=False)
 

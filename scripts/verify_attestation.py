@@ -16,24 +16,23 @@ from attestation.measurements import load_measurements
 from attestation.verifier import verify
 
 
-def main(document: str, measurements: str, nonce: str, root: str | None = None) -> int:
+def main(*arguments: str) -> int:
     """Verify and print what the document binds; return an exit code."""
     try:
-        expected = Expectations.of(
-            ImageIs.any_of(load_measurements(Path(measurements).read_bytes())),
-            NonceIs(bytes.fromhex(nonce)),
-        )
+        document, measurements, nonce, root = arguments if len(arguments) == 4 else (*arguments, None)
+        image = ImageIs.any_of(load_measurements(Path(measurements).read_bytes()))
+        expected = Expectations.of(image, NonceIs(bytes.fromhex(nonce)))
         chosen = load_root(Path(root).read_bytes()) if root else aws_root()
         appraisal = verify(Path(document).read_bytes(), expected=expected, at=datetime.now(UTC), roots=[chosen])
     except VeracruzError as error:
         print(f"{error.slug}: {error}", file=sys.stderr)
         return error.exit_code
-    except (OSError, ValueError) as error:  # a file that cannot be read, a nonce that is no hex
-        print(f"usage: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:  # a file that cannot be read, a nonce that is no hex, a wrong count
+        print(f"{error}\n{__doc__}", file=sys.stderr)
         return 2
     print(appraisal.verdict, appraisal.module_id, (appraisal.public_key or b"").hex())
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]) if 4 <= len(sys.argv) <= 5 else __doc__)
+    sys.exit(main(*sys.argv[1:]))

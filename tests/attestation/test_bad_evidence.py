@@ -278,6 +278,8 @@ def test_malformed_evidence_is_refused(document: bytes) -> None:
     with pytest.raises(AttestationError) as refusal:
         _verify(document)
     assert refusal.value.slug == "malformed-evidence"
+    assert refusal.value.expected
+    assert refusal.value.actual
 
 
 @pytest.mark.parametrize(("slug", "document"), OTHER_DEFECTS.values(), ids=OTHER_DEFECTS.keys())

@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
 from attestation.batch import CHUNK, CHUNKS_AHEAD, Item, Outcome, usable_cores, verify_batch
-from attestation.errors import EmptyExpectations, MalformedInput
+from attestation.demands import Demand, Evidence
+from attestation.errors import EmptyExpectations, FieldMismatch, MalformedInput
 from attestation.expectations import Expectations, ImageIs, NonceIs
 from attestation.verifier import Appraisal, verify
 
@@ -56,6 +59,33 @@ def test_each_document_has_its_own_result_in_its_own_place(processes: int) -> No
     refusal = outcomes[4]
     assert not isinstance(refusal, Appraisal)
     assert refusal.expected == OTHER_IMAGE.pcr1.hex() or refusal.expected == OTHER_IMAGE.pcr0.hex()
+
+
+@dataclass(frozen=True)
+class _OfTheSpot(Demand):
+    """A demand that holds what no other process can have."""
+
+    what: Callable[[Evidence], bool]
+
+    def check(self, evidence: Evidence) -> None:
+        if not self.what(evidence):
+            raise FieldMismatch("not what was asked for")
+
+    def __str__(self) -> str:
+        return "as asked"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_cannot_be_sent_to_another_process_has_its_own_result_too(processes: int) -> None:
+    demands = [EXPECTED & _OfTheSpot(lambda _, passes=passes: passes) for passes in (True, False)]  # type: ignore[misc]
+    odd: list[Any] = [GOOD, memoryview(GOOD), Item(GOOD, expected=demands[0]), Item(GOOD, expected=demands[1])]
+    slugs = [None, "malformed-input", None, "field-mismatch"]
+    plain: list[Any] = [GOOD[:-1]] * CHUNK
+    outcomes = verify_batch(plain + odd + plain, expected=EXPECTED, at=MADE_AT, roots=ROOTS, processes=processes)
+    junk = ["malformed-evidence"] * CHUNK
+    assert [_slug(outcome) for outcome in outcomes] == [*junk, *slugs, *junk]
+    outcomes = verify_batch([GOOD] * 2 * CHUNK, expected=demands[1], at=MADE_AT, roots=ROOTS, processes=processes)
+    assert [_slug(outcome) for outcome in outcomes] == ["field-mismatch"] * 2 * CHUNK
 
 
 def test_no_documents_give_no_results() -> None:

@@ -149,6 +149,27 @@ def test_refuses_an_unsound_chain(changes: Any, reason: str) -> None:
     assert type(refusal.value) is UntrustedChain
 
 
+@pytest.mark.parametrize(
+    ("issuer", "subject"),
+    [
+        (b"\x0c\x16" + b"zonal.nitro-enclaves".ljust(22, b"."), b"\x13\x16" + b"zonal.nitro-enclaves".ljust(22, b".")),
+        (b"\x0c\x14zonal.nitro-enclaves", b"\x0c\x14Zonal.nitro-enclaves"),
+    ],
+    ids=["another type of string", "another case"],
+)
+def test_a_name_in_another_encoding_is_another_name(issuer: bytes, subject: bytes) -> None:
+    """RFC 5280 7.1 would let some such names match; bytes that differ never do here."""
+    plain = b"\x0c" + bytes([len(issuer) - 2]) + issuer[2:]
+    pki = make_pki(
+        zonal={"name": issuer[2:].decode(), "edit": lambda tbs: tbs.replace(plain, subject)},
+        instance={"edit": lambda tbs: tbs.replace(plain, issuer)},
+    )
+    assert subject in pki.certificates["zonal"]
+    assert issuer in pki.certificates["instance"]
+    with pytest.raises(UntrustedChain, match="certificate 1 of the chain was issued by another"):
+        _verify(pki)
+
+
 def test_the_edits_of_the_factory_leave_a_certificate_sound_that_they_do_not_change() -> None:
     _verify(make_pki(leaf={"edit": bytes, "extensions": PLACEHOLDER}, zonal={"edit": bytes}))
 

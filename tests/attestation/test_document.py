@@ -147,7 +147,9 @@ def _with_raw(name: str, raw: bytes, *, indefinite: bool = False) -> bytes:
         pytest.param(_payload(pcrs={**make_pcrs(), 7: None}), r"pcrs\[7\]", id="null register"),
         pytest.param(_payload(pcrs={**make_pcrs(), 7: "x" * 48}), r"pcrs\[7\]", id="text register"),
         pytest.param(_payload(pcrs=make_pcrs(pcr1=None)), r"pcrs\[1\]: missing", id="no PCR1"),
-        pytest.param(_payload(pcrs=[bytes(48)] * 16), "no map", id="array of registers"),
+        pytest.param(
+            _payload(pcrs=[bytes(48)] * 16), "map of 1..32 registers, got array of 16", id="array of registers"
+        ),
         pytest.param(_payload(certificate=b""), "certificate", id="empty certificate"),
         pytest.param(_payload(certificate=bytes(1025)), "certificate", id="certificate of 1,025 bytes"),
         pytest.param(_payload(certificate="x"), "certificate", id="text certificate"),

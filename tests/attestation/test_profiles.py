@@ -99,6 +99,12 @@ def test_demands_that_mean_something_else_there_are_refused(term: Term) -> None:
         _verify(_document(), ProfileIs(NITRO_TPM), *BOOTED, term)
 
 
+def test_a_profile_without_a_register_that_says_what_runs_cannot_be_made() -> None:
+    """All of none would be demanded: an empty Expectations, and it would pass."""
+    with pytest.raises(MalformedInput, match="no register says what runs"):
+        replace(NITRO_TPM, image=())
+
+
 def test_a_register_of_the_image_must_be_in_the_document() -> None:
     demanding = replace(NITRO_TPM, register_count=30, image=(4, 12, 29))
     with pytest.raises(MalformedEvidence, match=r"nitrotpm_pcrs\[29\]: missing"):

@@ -84,9 +84,21 @@ def test_its_program_runs_as_it_stands(
         assert names["refusal"][0] == slug
 
 
+def test_its_loop_over_many_documents_runs_as_it_stands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = load_root((folder / "root.pem").read_bytes())
+    monkeypatch.setattr("attestation.chain.aws_root", lambda: root)
+    names: dict[str, Any] = {"nonce": NONCE.hex()}
+    exec(compile(PROGRAM, "verify-evidence.md", "exec"), names)
+    names["received"] = [(names["document"], NONCE), (names["document"], bytes(32))]
+    (loop,) = [block for block in BLOCKS if "verify_batch" in block]
+    outcomes: list[Any] = []
+    exec(compile(loop.replace("...", "outcomes.append(outcome)"), "page", "exec"), names | {"outcomes": outcomes})
+    assert [getattr(outcome, "slug", None) for outcome in outcomes] == [None, "nonce-mismatch"]
+
+
 def test_the_names_that_it_lists_are_there() -> None:
     rows = re.findall(r"^\| `(attestation\.[a-z]+)` \| (.+) \|$", _section("From Python"), re.M)
-    assert len(rows) == 5
+    assert len(rows) == 6
     for module, names in rows:
         found = importlib.import_module(module)
         for name in re.findall(r"`([A-Za-z_]+)`", names):
