@@ -76,7 +76,7 @@ class Document:
 
     @property
     def measurements(self) -> Measurements:
-        """PCR0, PCR1 and PCR2."""
+        """PCR0, PCR1 and PCR2 of a Nitro enclave; another profile's registers are in `pcrs` alone."""
         return Measurements(self.pcrs[0], self.pcrs[1], self.pcrs[2])
 
 

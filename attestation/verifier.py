@@ -58,7 +58,7 @@ class Appraisal:
 
     @property
     def measurements(self) -> Measurements:
-        """PCR0, PCR1 and PCR2."""
+        """PCR0, PCR1 and PCR2 of a Nitro enclave; another profile's registers are in `pcrs` alone."""
         return Measurements(self.pcrs[0], self.pcrs[1], self.pcrs[2])
 
 
