@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from attestation.errors import escape
 
 from .comparison import read_files
-from .cpio_reader import Budget
 from .eif import Eif
+from .eif_tool.cpio_reader import Budget
+from .eif_tool.ramdisk_files import FileRecord as Found
+from .eif_tool.ramdisk_files import Index
 from .inventory import Component, FileRecord, Inventory, Kind
-from .ramdisk_files import FileRecord as Found
-from .ramdisk_files import Index
 from .rootfs import PACKAGES
 
 EXECUTABLE = "init"  # the only file that the kernel may start

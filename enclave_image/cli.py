@@ -13,11 +13,12 @@ from attestation.errors import UsageError
 from attestation.files import demand_target, write_whole
 from attestation.measurements import Measurements, dump_measurements
 
-from . import eif_cli, sign_cli
 from .audit_cli import add_audit
 from .cache import using_cache
 from .cache_cli import add_cache
 from .config import DEFAULT_DIR, ImageConfig, load_config
+from .eif_tool import cli as eif_cli
+from .eif_tool import sign_cli
 from .inventory import dump_inventory, make_inventory
 from .kernel_options import add_kernel_options, read_kernel
 from .lock import Lock, load_lock

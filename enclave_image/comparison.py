@@ -14,10 +14,10 @@ from enum import StrEnum
 from attestation.errors import escape
 from attestation.files import PIECE
 
-from .cpio_reader import Budget, read_ramdisk
 from .eif import Eif
+from .eif_tool.cpio_reader import Budget, read_ramdisk
+from .eif_tool.ramdisk_files import FileRecord, Index, index_members
 from .inventory import Inventory, Kind
-from .ramdisk_files import FileRecord, Index, index_members
 
 KERNEL_VERSION_AT = 0x20E  # the kernel's Documentation/arch/x86/boot.rst: kernel_version, less 0x200
 

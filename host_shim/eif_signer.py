@@ -5,6 +5,6 @@ As QEMU's loader, the emulator takes the certificate's fingerprint and does not 
 of the image's own tools, and PCR0 is what the signature covers.
 """
 
-from enclave_image.signature_section import signer_of
+from enclave_image.eif_tool.signature_section import signer_of
 
 __all__ = ["signer_of"]

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attestation.errors import MalformedInput
 from attestation.measurements import ZERO_PCR, dump_measurements, load_measurements
 from attestation.policy import parse_policy
-from enclave_image.cpio_reader import Budget, read_ramdisk
 from enclave_image.eif import SectionType, read_eif, write_eif
-from enclave_image.eif_inspection import inspect
-from enclave_image.eif_layout import BytesSource
+from enclave_image.eif_tool.cpio_reader import Budget, read_ramdisk
+from enclave_image.eif_tool.inspection import inspect
+from enclave_image.eif_tool.layout import BytesSource
 from enclave_image.errors import MalformedEif, MalformedRamdisk
 from enclave_image.initramfs import File, Link, Node, Tree, write_cpio
 from host_shim.eif_signer import signer_of

@@ -23,11 +23,11 @@ from cryptography.x509.oid import NameOID
 
 from attestation.errors import VeracruzError
 from enclave_image.eif import MAX_COMMAND_LINE, SectionType, read_eif, write_eif
-from enclave_image.eif_findings import Weight
-from enclave_image.eif_inspection import Inspection, inspect
-from enclave_image.eif_layout import BytesSource
+from enclave_image.eif_tool.findings import Weight
+from enclave_image.eif_tool.inspection import Inspection, inspect
+from enclave_image.eif_tool.layout import BytesSource
+from enclave_image.eif_tool.signature_section import dump_section, dump_sign1, payload_of, unsigned_of
 from enclave_image.initramfs import File, write_cpio
-from enclave_image.signature_section import dump_section, dump_sign1, payload_of, unsigned_of
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)
 HEADER, OFFSETS, SIZES, CRC = 548, 0x1C, 0x11C, 0x220
@@ -164,7 +164,7 @@ def sign(pcr0: bytes = PCR0, *, certificate: x509.Certificate | None = None, cur
     """Return a signature section over a PCR0."""
     from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-    from enclave_image.signature_section import algorithm_of
+    from enclave_image.eif_tool.signature_section import algorithm_of
 
     certificate = certificate or make_certificate(curve)
     algorithm = algorithm_of(make_certificate(curve))

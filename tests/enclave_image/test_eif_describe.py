@@ -12,8 +12,8 @@ import pytest
 
 from attestation.measurements import load_measurements, signer_pcr
 from enclave_image.eif import SectionType, read_eif, write_eif
-from enclave_image.eif_inspection import inspect
-from enclave_image.eif_layout import open_source
+from enclave_image.eif_tool.inspection import inspect
+from enclave_image.eif_tool.layout import open_source
 from host_shim.cli import main
 
 from .eif_specimens import (

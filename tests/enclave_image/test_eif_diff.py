@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from attestation.errors import UsageError
 from enclave_image.eif import SectionType, read_eif, write_eif
-from enclave_image.eif_extract import extract
-from enclave_image.eif_layout import BytesSource
+from enclave_image.eif_tool.extract import extract
+from enclave_image.eif_tool.layout import BytesSource
 from enclave_image.initramfs import File, Link, Tree, write_cpio
 from host_shim.cli import main
 
@@ -121,7 +121,7 @@ def test_trouble_is_exit_2(diff: object, tmp_path: Path) -> None:
 @given(st.dictionaries(st.sampled_from(["a", "b", "c/d", "c/e"]), st.binary(max_size=9), max_size=4),
        st.dictionaries(st.sampled_from(["a", "b", "c/d", "c/e"]), st.binary(max_size=9), max_size=4))  # fmt: skip
 def test_diff_names_exactly_what_differs(old: dict[str, bytes], new: dict[str, bytes]) -> None:
-    from enclave_image.eif_diff import Opened, compare
+    from enclave_image.eif_tool.diff import Opened, compare
 
     raws = [with_ramdisk(write_cpio({name: File(data) for name, data in tree.items()})) for tree in (old, new)]
     change = compare(*(Opened(BytesSource(raw), look(raw)) for raw in raws))

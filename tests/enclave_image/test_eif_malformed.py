@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from attestation.errors import VeracruzError
 from enclave_image.eif import MAX_SECTIONS, SectionType, read_eif, write_eif
-from enclave_image.eif_findings import RULES, Finding
-from enclave_image.eif_layout import BytesSource, read_layout
+from enclave_image.eif_tool.findings import RULES, Finding
+from enclave_image.eif_tool.layout import BytesSource, read_layout
 from enclave_image.errors import MalformedEif
 
 from .eif_specimens import (

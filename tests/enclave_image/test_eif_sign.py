@@ -20,8 +20,8 @@ from pycose.messages import Sign1Message
 
 from attestation.measurements import signer_pcr
 from enclave_image.eif import load_eif, write_eif
-from enclave_image.eif_layout import BytesSource, read_layout
-from enclave_image.signature_section import read_signatures
+from enclave_image.eif_tool.layout import BytesSource, read_layout
+from enclave_image.eif_tool.signature_section import read_signatures
 from host_shim.cli import main
 from host_shim.eif_signer import signer_of
 from host_shim.nsm_emulator import BootState, Identity

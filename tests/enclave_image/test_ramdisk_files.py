@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.errors import EnvironmentLacks
-from enclave_image.cpio_reader import Budget, read_ramdisk
-from enclave_image.decompression import Feed, Packing, find_packing
 from enclave_image.eif import SectionType
-from enclave_image.eif_layout import BytesSource, Part
+from enclave_image.eif_tool.cpio_reader import Budget, read_ramdisk
+from enclave_image.eif_tool.decompression import Feed, Packing, find_packing
+from enclave_image.eif_tool.layout import BytesSource, Part
+from enclave_image.eif_tool.ramdisk_files import Index, index_ramdisk
 from enclave_image.errors import MalformedRamdisk
 from enclave_image.initramfs import File, Link, Node, Tree, write_cpio
-from enclave_image.ramdisk_files import Index, index_ramdisk
 
 TREE: Tree = {"init": File(b"\x7fELF", executable=True), "etc/a": File(b"x" * 70_000), "lib": Link("usr/lib")}
 PACKERS = {

@@ -9,9 +9,9 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from ..errors import MalformedRamdisk
 from .cpio_reader import MAX_NAME, Budget, Entry, Member, read_ramdisk
-from .eif_layout import Part, Source, pieces
-from .errors import MalformedRamdisk
+from .layout import Part, Source, pieces
 
 
 @dataclass(frozen=True, slots=True)

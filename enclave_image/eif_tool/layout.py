@@ -19,8 +19,8 @@ from typing import Protocol
 from attestation.errors import UsageError
 from attestation.files import MAX_STREAM, PIECE
 
-from .eif import MAGIC, MAX_SECTIONS, SectionType
-from .errors import MalformedEif
+from ..eif import MAGIC, MAX_SECTIONS, SectionType
+from ..errors import MalformedEif
 
 HEADER = struct.Struct(">4sHHQQHH32Q32QII")
 SECTION = struct.Struct(">HHQ")

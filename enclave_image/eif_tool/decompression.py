@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from attestation.errors import EnvironmentLacks
 from attestation.files import PIECE
 
-from .errors import MalformedRamdisk
+from ..errors import MalformedRamdisk
 
 MAX_WINDOW = 27  # log2 of bytes: the kernel's own limit for zstd, lib/decompress_unzstd.c
 FIRST_INPUT = 4096  # bytes; then more and more: what a short member leaves unread is copied

@@ -13,8 +13,8 @@ from attestation.console import Commands, Progress, emit, new_parser, say, warn
 from attestation.errors import EXIT_OK, EXIT_REFUSED
 from attestation.files import naming
 
-from .eif_inspection import Inspection, inspect
-from .eif_layout import HINT, Source, open_source
+from .inspection import Inspection, inspect
+from .layout import HINT, Source, open_source
 
 DESCRIBE_EXITS = """exit code: 0 described, with warnings or without; 1 described, and an error is among the findings
 (damaged, or a signature that does not hold); 2 no enclave image at all. docs/eif.md lists the findings."""
@@ -67,8 +67,8 @@ def describe_verb(args: argparse.Namespace) -> int:
 
 def diff_verb(args: argparse.Namespace) -> int:
     """Print what differs between two images."""
+    from .diff import Opened, compare
     from .diff_text import data_of, text_of
-    from .eif_diff import Opened, compare
 
     with opened(args.old) as (old_source, old), opened(args.new) as (new_source, new):
         change = compare(Opened(old_source, old), Opened(new_source, new))
@@ -78,7 +78,7 @@ def diff_verb(args: argparse.Namespace) -> int:
 
 def extract_verb(args: argparse.Namespace) -> int:
     """Take an image apart."""
-    from .eif_extract import extract
+    from .extract import extract
 
     with opened(args.image) as (source, found):
         result = extract(source, found, args.out, files=args.files)

@@ -9,7 +9,7 @@ from typing import Any
 
 from attestation.errors import escape
 
-from .eif_diff import FileChange, ImageChange, RamdiskChange
+from .diff import FileChange, ImageChange, RamdiskChange
 from .file_writer import escape_path
 from .ramdisk_files import FileRecord
 

@@ -24,11 +24,11 @@ from attestation.cose import Algorithm
 from attestation.errors import UsageError
 from attestation.files import replacing
 
-from .cache import demand_space
-from .eif import MAX_SECTIONS, SectionType
-from .eif_inspection import Inspection, check_certificate
-from .eif_layout import HEADER, SECTION, Layout, Source, pieces
-from .errors import BadImageSignature, MalformedEif, SignerFailed, SigningRefused
+from ..cache import demand_space
+from ..eif import MAX_SECTIONS, SectionType
+from ..errors import BadImageSignature, MalformedEif, SignerFailed, SigningRefused
+from .inspection import Inspection, check_certificate
+from .layout import HEADER, SECTION, Layout, Source, pieces
 from .signature_section import (
     ImageSignature,
     algorithm_of,

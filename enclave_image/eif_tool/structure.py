@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .eif import MAX_EIF, MAX_SECTIONS, MAX_SIGNATURE, VERSION, SectionType
-from .eif_findings import Finding, differs
-from .eif_layout import AARCH64, HEADER, Layout, Part
+from ..eif import MAX_EIF, MAX_SECTIONS, MAX_SIGNATURE, VERSION, SectionType
+from .findings import Finding, differs
+from .layout import AARCH64, HEADER, Layout, Part
 
 _SINCE = {SectionType.SIGNATURE: 3, SectionType.METADATA: 4}  # versions of the format
 _SINGLE = (SectionType.KERNEL, SectionType.CMDLINE, SectionType.METADATA, SectionType.SIGNATURE)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 from attestation.files import PIECE
 
+from ..eif import MAX_EIF
+from ..errors import MalformedRamdisk
 from .decompression import Feed, Packing, decompress, find_packing
-from .eif import MAX_EIF
-from .errors import MalformedRamdisk
 
 MAX_NAME = 4096  # bytes; PATH_MAX, above which the kernel skips an entry
 MAX_ENTRIES = 400_000  # of all ramdisks; a large container image has 200,000 files

@@ -21,8 +21,8 @@ from attestation.errors import AttestationError
 from attestation.limits import MAX_CERTIFICATE_PEM
 from attestation.panics import reraise_interrupt
 
-from .eif import MAX_SIGNATURE
-from .errors import BadImageSignature, MalformedEif
+from ..eif import MAX_SIGNATURE
+from ..errors import BadImageSignature, MalformedEif
 
 _KEYS = ("signing_certificate", "signature")  # in this order: QEMU reads the first key alone
 MAX_SIGNATURES = 32  # entries of the section; one for each register

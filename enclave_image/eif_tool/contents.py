@@ -16,10 +16,10 @@ from typing import Any
 
 from attestation.errors import escape
 
+from ..eif import MAX_COMMAND_LINE, SectionType
 from .decompression import Packing, find_packing
-from .eif import MAX_COMMAND_LINE, SectionType
-from .eif_findings import Finding, differs
-from .eif_layout import Layout, Source, read_part
+from .findings import Finding, differs
+from .layout import Layout, Source, read_part
 
 KERNEL_COMMAND_LINE = 2048  # bytes; COMMAND_LINE_SIZE of x86 and arm64, its NUL included
 MAX_METADATA = 256 * 1024  # bytes; nitro-cli's: 4,096 of the user's own, and what `docker inspect` prints

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..eif import SectionType
+from ..errors import MalformedEif
 from .cpio_reader import Budget
 from .decompression import Packing
-from .eif import SectionType
-from .eif_inspection import Inspection
-from .eif_layout import Part, Source, pieces
-from .errors import MalformedEif
+from .inspection import Inspection
+from .layout import Part, Source, pieces
 from .ramdisk_files import FileRecord, Index, index_ramdisk, open_ramdisk
 
 MAX_TEXT = 16 * 1024  # bytes of a file whose lines are compared

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .eif import MAX_SECTIONS, SectionType
-from .eif_findings import Finding
-from .eif_layout import HEADER, SECTION, Layout, Part, Source
+from ..eif import MAX_SECTIONS, SectionType
+from .findings import Finding
+from .layout import HEADER, SECTION, Layout, Part, Source
 
 MAX_SEQUENCE = 1024  # sections that are followed in a file read in sequence
 _ONCE = (SectionType.KERNEL, SectionType.CMDLINE)

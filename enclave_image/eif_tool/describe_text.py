@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from attestation.errors import MAX_SHOWN, escape
 from attestation.measurements import HASH_ALGORITHM, dump_measurements
 
-from .eif import SectionType
-from .eif_inspection import Inspection, Signer
-from .eif_layout import Part
-from .eif_loaders import Verdict
+from ..eif import SectionType
+from .inspection import Inspection, Signer
+from .layout import Part
+from .loaders import Verdict
 
 MARGIN = 11  # columns of the labels
 SHOWN_DIGEST = 16  # hex digits of a section's digest; --json has them all

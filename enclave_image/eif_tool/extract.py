@@ -17,14 +17,14 @@ from pathlib import Path
 
 from attestation.errors import EnvironmentLacks, UsageError
 
-from .cache import demand_space
+from ..cache import demand_space
+from ..eif import MAX_SIGNATURE, SectionType
+from ..errors import MalformedEif
 from .cpio_reader import Budget
 from .decompression import Packing
-from .eif import MAX_SIGNATURE, SectionType
-from .eif_inspection import Inspection
-from .eif_layout import Part, Source, pieces
-from .errors import MalformedEif
 from .file_writer import Extracted, Writer, escape_path
+from .inspection import Inspection
+from .layout import Part, Source, pieces
 from .ramdisk_files import FileRecord, Index, index_ramdisk, open_ramdisk
 from .signature_section import read_signatures
 

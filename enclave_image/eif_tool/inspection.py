@@ -21,13 +21,13 @@ from attestation.cose import Algorithm
 from attestation.errors import VeracruzError
 from attestation.measurements import Measurements, Measurer, signer_pcr
 
-from .eif import MAX_SIGNATURE, SectionType
-from .eif_contents import Contents, read_contents
-from .eif_findings import Finding, Weight, differs
-from .eif_layout import HEADER, SECTION, Layout, Part, Source, pieces, read_layout, read_part
-from .eif_loaders import InSequence, Verdict, judge_nitro_cli, judge_ours, judge_qemu, read_in_sequence
-from .eif_structure import check_structure
+from ..eif import MAX_SIGNATURE, SectionType
+from .contents import Contents, read_contents
+from .findings import Finding, Weight, differs
+from .layout import HEADER, SECTION, Layout, Part, Source, pieces, read_layout, read_part
+from .loaders import InSequence, Verdict, judge_nitro_cli, judge_ours, judge_qemu, read_in_sequence
 from .signature_section import ImageSignature, load_certificate, read_signatures, verify_signature
+from .structure import check_structure
 
 Report = Callable[[int], None]  # is told the bytes that are done
 

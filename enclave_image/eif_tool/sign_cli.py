@@ -17,10 +17,10 @@ from attestation.errors import EXIT_OK, UsageError, escape
 from attestation.files import demand_target, naming, read_limited, write_whole
 from attestation.limits import MAX_CERTIFICATE_PEM
 
-from .eif_cli import opened
-from .eif_inspection import Inspection
-from .eif_signing import MAX_KEY, Request, make_request, read_certificate, seal, sign_with_key, write_signed
-from .errors import SignerFailed
+from ..errors import SignerFailed
+from .cli import opened
+from .inspection import Inspection
+from .signing import MAX_KEY, Request, make_request, read_certificate, seal, sign_with_key, write_signed
 
 MAX_SIGNATURE_FILE = 1024  # bytes; P-521 in DER has 139
 SIGNER_TIMEOUT = 300  # seconds: a person may have to touch a token
