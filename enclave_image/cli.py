@@ -72,7 +72,8 @@ def build_verb(args: argparse.Namespace) -> int:
     kernel = read_kernel(args)
     with using_cache():
         built, made = build_image(
-            config, lock, out=args.out, offline=args.offline, snapshot=args.snapshot, kernel=kernel
+            config, lock, out=args.out, offline=args.offline, snapshot=args.snapshot, kernel=kernel,
+            with_inputs=args.sbom is not None or args.manifest is not None,
         )  # fmt: skip
         _write_inventory(config, lock, made, args)
     table = dump_measurements(built.measurements)

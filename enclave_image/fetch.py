@@ -228,12 +228,14 @@ def fetch_inputs(
     *,
     snapshot: Snapshot | None = None,
     offline: bool = False,
+    missing: Sequence[LockedInput] | None = None,
 ) -> dict[str, Path]:
     """Return each input's path by name, bringing what the cache lacks; every one is checked by hash on arrival.
 
+    `missing` is what `find_missing` has just said, if it was asked: it hashes all that is there.
     Raises InputUnavailable or InputMismatch naming the input and the mirrors tried.
     """
-    missing = find_missing(entries)
+    missing = find_missing(entries) if missing is None else missing
     if missing and offline:
         raise InputUnavailable(
             f"{len(missing)} inputs are not in the cache: {', '.join(entry.name for entry in missing)}",

@@ -21,7 +21,7 @@ from .cache import Cache, demand_space, using_cache
 from .config import ImageConfig, cache_dir, find_mirrors, find_snapshot
 from .eif import SectionType, read_eif, write_eif
 from .errors import BuildFailed
-from .fetch import Snapshot, fetch_inputs, find_missing
+from .fetch import Snapshot, fetch_inputs, find_missing, input_path
 from .given_kernel import GivenKernel
 from .initramfs import Tree
 from .kernel import build_init, build_kernel, init_key, kernel_key
@@ -31,6 +31,7 @@ from .space import Plan, demand_room
 from .step_sources import find_sources
 
 PLATFORM_STEP = f"{__package__}.platform_half"
+PLATFORM_KINDS = frozenset({"kernel", "init", "platform"})  # of cache entries that stand apart from our Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +73,16 @@ def build_image(
     offline: bool = False,
     snapshot: str | None = None,
     kernel: GivenKernel | None = None,
+    with_inputs: bool = True,
 ) -> tuple[Built, Made]:
     """Build the EIF that `config` and `lock` describe, write it to `out`; return its measurements and its parts.
 
     A `kernel` that was given takes the place of the one that they describe.
     """
     with using_cache():
-        made = make_image(config, lock, out=out, offline=offline, snapshot=snapshot, kernel=kernel)
+        made = make_image(
+            config, lock, out=out, offline=offline, snapshot=snapshot, kernel=kernel, with_inputs=with_inputs
+        )
         return _write(made.image, out), made
 
 
@@ -90,12 +94,19 @@ def make_image(
     offline: bool = False,
     snapshot: str | None = None,
     kernel: GivenKernel | None = None,
+    with_inputs: bool = True,
 ) -> Made:
-    """Return the image that `config` and `lock` describe. The caller holds `using_cache`; `out` is where it will go."""
+    """Return the image that `config` and `lock` describe. The caller holds `using_cache`; `out` is where it will go.
+
+    Without `with_inputs` they are neither fetched nor hashed where the cache has all that is made of them.
+    """
     demand_tool(lock)
     cache = Cache()
     have_kernel = kernel is not None or cache.find("kernel", _kernel_key(config, lock)) is not None
-    inputs = _fetch(cache, config, lock, out=out, offline=offline, snapshot=snapshot, have_kernel=have_kernel)
+    if with_inputs or not has_platform(cache, config, lock):
+        inputs = _fetch(cache, config, lock, out=out, offline=offline, snapshot=snapshot, have_kernel=have_kernel)
+    else:
+        inputs = {entry.name: input_path(entry) for entry in lock.inputs}  # which nobody opens
     platform = _build_platform(cache, config, lock, inputs, kernel)
     tree, application = _build_application(platform, config)
     image = write_eif(
@@ -138,6 +149,12 @@ def find_needed(config: ImageConfig, lock: Lock) -> frozenset[str]:
     return frozenset(f"{kind}/{cache.entry_name(key)}" for kind, key in keys.items())
 
 
+def has_platform(cache: Cache, config: ImageConfig, lock: Lock) -> bool:
+    """Return whether the cache has the kernel, /init and the platform: all that is made of inputs."""
+    wanted = [entry for entry in find_needed(config, lock) if entry.partition("/")[0] in PLATFORM_KINDS]
+    return len(wanted) == len(PLATFORM_KINDS) and all((cache.base / entry).is_dir() for entry in wanted)
+
+
 def _fetch(
     cache: Cache,
     config: ImageConfig,
@@ -157,7 +174,7 @@ def _fetch(
         demand_room(Plan(downloads=downloads, kernel=not have_kernel, platform=not cache.has("platform")), out=out)
     service = Snapshot.named(find_snapshot(config, snapshot))
     mirrors = find_mirrors(config) if missing else {}  # asking apt takes longer than all else of an unchanged build
-    return fetch_inputs(wanted, mirrors, snapshot=service, offline=offline)
+    return fetch_inputs(wanted, mirrors, snapshot=service, offline=offline, missing=missing)
 
 
 def _build_kernel(cache: Cache, config: ImageConfig, lock: Lock, inputs: Mapping[str, Path]) -> bytes:

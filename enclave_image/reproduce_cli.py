@@ -143,5 +143,7 @@ def _verdict(compared: Comparison, *, whole: bool) -> str:
     if not compared.reproduced:
         return "NOT reproduced: its measurements do not stand for this checkout and lock"
     apart = [row.name for row in compared.sections if not row.same] or ["the header"]
-    more = ", byte for byte" if whole else f"; {' and '.join(apart)}, which nothing measures, differ"
+    more = ", byte for byte" if whole else f"; outside PCR0 to PCR2 there differs: {', '.join(apart)}"
+    if "signature" in apart:
+        more += " (PCR8 stands for its signer: not compared)"
     return f"reproduced: its measurements stand for this checkout and lock{more}"

@@ -8,13 +8,16 @@ import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attestation.console import Commands, Progress, emit, new_parser, say, warn
 from attestation.errors import EXIT_OK, EXIT_REFUSED
 from attestation.files import naming
 
-from .inspection import Inspection, inspect
 from .layout import HINT, Source, open_source
+
+if TYPE_CHECKING:
+    from .inspection import Inspection  # imports cryptography, which a build does not need
 
 DESCRIBE_EXITS = """exit code: 0 described, with warnings or without; 1 described, and an error is among the findings
 (damaged, or a signature that does not hold); 2 no enclave image at all. docs/eif.md lists the findings."""
@@ -47,6 +50,8 @@ def add_verbs(group: Commands) -> None:
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[Source, Inspection]]:
     """Open and inspect an image, with progress; errors in the block name the file."""
+    from .inspection import inspect
+
     with open_source(path) as source, naming(path, hint=HINT):
         progress = Progress(f"reading {path.name}", total=source.size)
         try:

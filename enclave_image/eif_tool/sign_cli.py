@@ -11,6 +11,7 @@ import stat
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attestation.console import Commands, emit, new_parser, say, warn
 from attestation.errors import EXIT_OK, UsageError, escape
@@ -19,8 +20,10 @@ from attestation.limits import MAX_CERTIFICATE_PEM
 
 from ..errors import SignerFailed
 from .cli import opened
-from .inspection import Inspection
-from .signing import MAX_KEY, Request, make_request, read_certificate, seal, sign_with_key, write_signed
+
+if TYPE_CHECKING:  # both import cryptography, which a build does not need
+    from .inspection import Inspection
+    from .signing import Request
 
 MAX_SIGNATURE_FILE = 1024  # bytes; P-521 in DER has 139
 SIGNER_TIMEOUT = 300  # seconds: a person may have to touch a token
@@ -49,6 +52,8 @@ def add_verb(group: Commands) -> None:
 
 def sign_verb(args: argparse.Namespace) -> int:
     """Sign an image, or write what is to be signed."""
+    from .signing import make_request, read_certificate, seal, write_signed
+
     target = args.to_be_signed or args.out
     if target is None:
         raise UsageError("--out is missing", hint="--out SIGNED.eif")
@@ -72,6 +77,8 @@ def sign_verb(args: argparse.Namespace) -> int:
 
 
 def _signature(args: argparse.Namespace, request: Request) -> bytes:
+    from .signing import MAX_KEY, sign_with_key
+
     if args.key:
         pem = read_limited(args.key, limit=MAX_KEY, what="private key")
         if stat.S_IMODE(args.key.stat().st_mode) & 0o077:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from enclave_image.application import find_modules
+from enclave_image import recipe
+from enclave_image.application import find_modules, statements
 from enclave_image.cache import Cache, demand_space
 from enclave_image.config import DEFAULT_DIR, find_mirrors, load_config
 from enclave_image.errors import BuildFailed, MalformedConfig, NoSpace
-from enclave_image.lock import Archive
+from enclave_image.lock import Archive, load_lock
 from enclave_image.rootfs import load_trim, strip_elf
 from enclave_image.toolchain import needed_libraries, sandboxed
 
@@ -158,3 +160,31 @@ def test_only_the_runtime_and_the_pure_core_go_inside() -> None:
     assert "attestation.policy" in modules
     outside = ("attestation.channel", "attestation.participant", "attestation.console", "enclave_image.recipe")
     assert not [name for name in modules if name.startswith((*outside, "host_shim")) or name.endswith("cli")]
+
+
+def test_imports_are_found_wherever_a_statement_may_stand_but_for_those_of_types() -> None:
+    text = (
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import a\nelse:\n    import b\n"
+        "try:\n    import c\nexcept ImportError:\n    import d\nelse:\n    import e\nfinally:\n    import f\n"
+        "class K:\n    def m(self):\n        with x:\n            while y:\n                import g\n"
+        "match z:\n    case 1:\n        import h\n"
+        "async def n():\n    async for _ in q:\n        import i\n"
+    )
+    found = [node.names[0].name for node in statements(ast.parse(text)) if isinstance(node, ast.Import)]
+    assert sorted(found) == list("bcdefghi")
+
+
+def test_no_input_is_hashed_where_all_that_is_made_of_them_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, config = Cache(tmp_path), load_config(DEFAULT_DIR)
+    lock = load_lock(DEFAULT_DIR / "enclave.lock")
+    kinds = sorted(recipe.PLATFORM_KINDS)
+    monkeypatch.setattr(recipe, "find_needed", lambda *_: frozenset(f"{kind}/key" for kind in kinds))
+    for kind in kinds:
+        assert not recipe.has_platform(cache, config, lock)
+        (cache.base / kind / "key").mkdir(parents=True)
+    assert recipe.has_platform(cache, config, lock)
+    monkeypatch.setattr(recipe, "find_needed", lambda *_: frozenset({"kernel/key", "init/key"}))
+    assert not recipe.has_platform(cache, config, lock), "the key of a platform that cannot be told is not there"
