@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from .config import cache_dir
 from .errors import BuildFailed, CacheInUse, NoSpace
@@ -112,12 +114,21 @@ USE = ".use.lock"  # held shared by whoever reads or fills the cache, alone by `
 
 @contextlib.contextmanager
 def using_cache() -> Iterator[None]:
-    """Keep `cache prune` away while something of the cache is in use."""
+    """Keep `cache prune` away while something of the cache is in use; also of a cache that is only to be read."""
     base = cache_dir()
     base.mkdir(parents=True, exist_ok=True)
-    with (base / USE).open("a") as stream:
+    with _open_use(base / USE) as stream:
         fcntl.flock(stream, fcntl.LOCK_SH)
         yield
+
+
+def _open_use(path: Path) -> IO[str]:
+    try:
+        return path.open("a")
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES) or not path.exists():
+            raise
+        return path.open("r")  # flock asks for no right to write
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from attestation.errors import escape
-from attestation.files import PIECE
+from attestation.files import PIECE, naming
 
 from .eif import Eif
 from .eif_tool.cpio_reader import Budget, read_ramdisk
@@ -83,9 +84,9 @@ def compare_images(theirs: Eif, ours: Eif, inventory: Inventory) -> Comparison:
     budget = Budget()
     for number, (their, our) in enumerate(zip(theirs.ramdisks, ours.ramdisks, strict=False)):
         if f"ramdisk {number}" in differ:
-            rows = _compare_ramdisk(
-                number, read_files(their, budget), read_files(our, Budget()), inventory
-            )  # fmt: skip
+            with naming(Path(f"ramdisk {number}")):
+                found = read_files(their, budget)
+            rows = _compare_ramdisk(number, found, read_files(our, Budget()), inventory)
             files += rows
             packed += [] if rows else [number]
     return Comparison(

@@ -11,7 +11,7 @@ from typing import Any
 
 from attestation.console import Commands, emit, new_parser
 from attestation.errors import EXIT_OK, EXIT_REFUSED, escape
-from attestation.files import demand_target, hash_limited, write_whole
+from attestation.files import demand_target, hash_limited, naming, write_whole
 
 from .cache import using_cache
 from .checkout import hash_sources, read_checkout
@@ -57,7 +57,9 @@ def reproduce_verb(args: argparse.Namespace) -> int:
             config, lock, out=args.out, offline=args.offline, snapshot=args.snapshot, kernel=kernel
         )  # fmt: skip
         ours = read_eif(made.image)
-        compared = compare_images(theirs, ours, make_inventory(config, lock, made))
+        inventory = make_inventory(config, lock, made)
+    with naming(args.image):
+        compared = compare_images(theirs, ours, inventory)
     if args.out is not None:
         write_whole(args.out, made.image)
     whole = hash_limited(args.image, limit=MAX_EIF, what="image") == hashlib.sha256(made.image).digest()

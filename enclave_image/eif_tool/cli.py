@@ -48,17 +48,25 @@ def add_verbs(group: Commands) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[Source, Inspection]]:
-    """Open and inspect an image, with progress; errors in the block name the file."""
+def inspected(path: Path) -> Iterator[tuple[Source, Inspection]]:
+    """Open and inspect an image, with progress; errors of that name the file."""
     from .inspection import inspect
 
-    with open_source(path) as source, naming(path, hint=HINT):
+    with open_source(path) as source:
         progress = Progress(f"reading {path.name}", total=source.size)
         try:
-            found = inspect(source, at=datetime.now(UTC), report=progress.update)
+            with naming(path, hint=HINT):
+                found = inspect(source, at=datetime.now(UTC), report=progress.update)
         finally:
             progress.close()
         yield source, found
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[Source, Inspection]]:
+    """Open and inspect an image; errors in the block name the file too."""
+    with inspected(path) as both, naming(path):
+        yield both
 
 
 def describe_verb(args: argparse.Namespace) -> int:
@@ -75,8 +83,8 @@ def diff_verb(args: argparse.Namespace) -> int:
     from .diff import Opened, compare
     from .diff_text import data_of, text_of
 
-    with opened(args.old) as (old_source, old), opened(args.new) as (new_source, new):
-        change = compare(Opened(old_source, old), Opened(new_source, new))
+    with inspected(args.old) as (old_source, old), inspected(args.new) as (new_source, new):
+        change = compare(Opened(old_source, old, args.old), Opened(new_source, new, args.new))
     emit(args, data_of(change), text_of(change))
     return EXIT_OK if change.same else EXIT_REFUSED
 

@@ -6,7 +6,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from attestation.files import naming
 
 from ..eif import SectionType
 from ..errors import MalformedEif
@@ -63,6 +66,7 @@ class Opened:
 
     source: Source
     found: Inspection
+    path: Path  # for errors
 
     @property
     def ramdisks(self) -> tuple[Part, ...]:
@@ -77,8 +81,9 @@ class Opened:
 def compare(old: Opened, new: Opened) -> ImageChange:
     """Compare two images; raise MalformedEif where sections overlap, MalformedRamdisk where one cannot be unpacked."""
     for side in (old, new):
-        if not side.found.digests:
-            raise MalformedEif("sections overlap: there is nothing definite to compare", hint="veracruz image describe")
+        with naming(side.path):
+            if not side.found.digests:
+                raise MalformedEif("sections overlap: nothing definite to compare", hint="veracruz image describe")
     return ImageChange(
         registers=tuple(_registers(old.found, new.found)),
         fields=dict(_fields(old, new)),
@@ -180,7 +185,7 @@ def _ramdisks(old: Opened, new: Opened) -> Iterator[RamdiskChange]:
         if parts[0] and parts[1] and old.digest(parts[0]) == new.digest(parts[1]):
             continue
         indexes = [
-            index_ramdisk(side.source, part, budget) if part else {}
+            _index(side, part, budget) if part else {}
             for side, part, budget in zip((old, new), parts, budgets, strict=True)
         ]
         yield RamdiskChange(
@@ -189,6 +194,11 @@ def _ramdisks(old: Opened, new: Opened) -> Iterator[RamdiskChange]:
             (_packing(old, parts[0]), _packing(new, parts[1])),
             _with_lines(old, new, parts, list(_files(indexes[0], indexes[1]))),
         )
+
+
+def _index(side: Opened, part: Part, budget: Budget) -> Index:
+    with naming(side.path):
+        return index_ramdisk(side.source, part, budget)
 
 
 def _packing(side: Opened, part: Part | None) -> Packing | None:

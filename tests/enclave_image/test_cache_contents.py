@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +105,30 @@ def test_two_builds_use_the_cache_at_once() -> None:
         pass
     with own_cache():
         pass
+
+
+def test_a_cache_that_can_only_be_read_is_used(
+    capsys: pytest.CaptureFixture[str], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with using_cache():
+        pass
+    opened, modes = Path.open, []
+
+    def read_only(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:  # root's rights know no mode bits
+        if path.name == ".use.lock":
+            modes.append(mode)
+            if mode != "r":
+                raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, mode, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", read_only)
+        with using_cache():
+            pass
+        patch.setattr(Path, "exists", lambda path: False)
+        with pytest.raises(OSError, match="Read-only"), using_cache():
+            pass
+    assert modes == ["a", "r", "a"]
 
 
 def test_an_entry_that_is_being_made_is_left(capsys: pytest.CaptureFixture[str], cache: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_further_ramdisk_is_told() -> None:
 def test_a_ramdisk_that_cannot_be_unpacked_is_an_error_of_ours() -> None:
     sections = [(section.type, bytes(section.data)) for section in make_image().sections]
     sections[3] = (SectionType.RAMDISK, b"070701" + b"z" * 200)
-    with pytest.raises(MalformedRamdisk):
+    with pytest.raises(MalformedRamdisk, match="ramdisk 0: "):
         compare(read_eif(write_eif(sections)))
 
 

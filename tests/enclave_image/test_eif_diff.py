@@ -112,6 +112,15 @@ def test_images_of_other_bytes_are_never_the_same(diff: object, other: bytes) ->
     assert len(out.splitlines()) > 1
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_trouble_names_the_file_that_it_is_in(diff: object, place: int, capsys: Capture) -> None:
+    pair = [GOOD, with_ramdisk(b"070701" + b"z" * 200)]
+    code, out = run_diff(diff, pair[1 - place], pair[place], "--json")
+    what = json.loads(out)["error"]["message"]
+    assert code == 2
+    assert (what.count("old.eif"), what.count("new.eif")) == ((0, 1) if place else (1, 0))
+
+
 def test_trouble_is_exit_2(diff: object, tmp_path: Path) -> None:
     assert run_diff(diff, GOOD, b"no image")[0] == 2
     assert run_diff(diff, GOOD, with_ramdisk(b"070701 and no more"))[0] == 2
@@ -124,7 +133,7 @@ def test_diff_names_exactly_what_differs(old: dict[str, bytes], new: dict[str, b
     from enclave_image.eif_tool.diff import Opened, compare
 
     raws = [with_ramdisk(write_cpio({name: File(data) for name, data in tree.items()})) for tree in (old, new)]
-    change = compare(*(Opened(BytesSource(raw), look(raw)) for raw in raws))
+    change = compare(*(Opened(BytesSource(raw), look(raw), Path("x.eif")) for raw in raws))
     named = {one.path for ramdisk in change.ramdisks for one in ramdisk.files if one.path != "c"}
     assert named == {path for path in old.keys() | new.keys() if old.get(path) != new.get(path)}
     assert change.same == (old == new)
