@@ -83,7 +83,7 @@ def reproduce_verb(args: argparse.Namespace) -> int:
     }  # fmt: skip
     head = [f"checkout  {checkout}", *(f"{value}  {name}" for name, value in hashes.items())]
     emit(
-        args, data, "\n".join([*head, *_text(compared), *_hint_lines(theirs.metadata), _verdict(compared, whole=whole)])
+        args, data, "\n".join([*head, *_text(compared), *_hint_lines(theirs.metadata), verdict(compared, whole=whole)])
     )
     return EXIT_OK if compared.reproduced else EXIT_REFUSED
 
@@ -141,7 +141,8 @@ def _hint_lines(metadata: bytes | None) -> list[str]:
     return [f"the image says of itself (a hint that nothing measures): {words}"]
 
 
-def _verdict(compared: Comparison, *, whole: bool) -> str:
+def verdict(compared: Comparison, *, whole: bool) -> str:
+    """Return the last line: what the comparison comes to. `whole`: the files are the same to the last byte."""
     if not compared.reproduced:
         return "NOT reproduced: its measurements do not stand for this checkout and lock"
     apart = [row.name for row in compared.sections if not row.same] or ["the header"]

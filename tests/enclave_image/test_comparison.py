@@ -17,6 +17,7 @@ from enclave_image.eif import Eif, SectionType, read_eif, write_eif
 from enclave_image.errors import MalformedRamdisk
 from enclave_image.initramfs import File, Link, Node, Tree, write_cpio
 from enclave_image.inventory import Component, Inventory, Kind, dump_inventory, record
+from enclave_image.reproduce_cli import verdict
 
 BOOT: Tree = {
     "init": File(b"static", executable=True),
@@ -81,6 +82,12 @@ def test_what_nothing_measures_is_told_and_does_not_decide(theirs: Eif) -> None:
     assert done.reproduced
     (row,) = [row for row in done.sections if not row.same]
     assert not row.measured
+
+
+def test_a_signature_is_not_said_to_be_measured_by_nothing() -> None:
+    line = verdict(compare(make_image(signature=b"signed")), whole=False)
+    assert line.startswith("reproduced")
+    assert "signature (PCR8 stands for its signer: not compared)" in line
 
 
 def test_a_file_is_named_with_the_package_that_it_comes_from() -> None:
