@@ -9,6 +9,7 @@ import signal
 import pytest
 
 FIRST_BUILD = 2700  # seconds; whichever test boots first also compiles the kernel, from an empty cache
+LONGEST_ID = 120  # characters of a value that names its test
 SLOW = {
     "boot": "--boot", "rebuild": "--rebuild", "kernel": "--kernel", "minimal_kernel": "--minimal-kernel",
 }  # fmt: skip
@@ -47,3 +48,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         for item in session.items:
             if "boot" in item.keywords and not item.nodeid.endswith("@boot"):
                 raise pytest.UsageError(f"{item.nodeid}: pytest-xdist did not take its group; see pyproject.toml")
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Number texts and bytes that are long: some are made anew in each process, and the workers' names must agree."""
+    return argname if isinstance(val, (str, bytes)) and len(val) > LONGEST_ID else None

@@ -89,6 +89,7 @@ def test_reads_what_the_archive_signed(suite: Suite) -> None:
         ("Date", format_datetime(NOW + timedelta(days=3)), "from the future"),
         ("Date", None, "Date; expected a date"),
     ],
+    ids=["suite", "no suite", "expired", "no date of expiry", "no expiry", "future", "no date"],  # not the clock's
 )
 def test_refuses_a_release_that_is_not_todays_of_this_suite(
     suite: Suite, field: str, value: str | None, words: str
