@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
+from .architecture import Architecture
 from .debian import PoolFile, parse_packages
 from .download import AddressFailed, read_url
 from .errors import ArchiveUntrusted, InputUnavailable
@@ -31,7 +32,6 @@ MAX_INDEX = 64 * 1024 * 1024  # bytes of a Packages.xz
 MAX_UNPACKED = 512 * 1024 * 1024  # bytes
 GPGV_LIMIT = 60  # seconds
 CLOCK_SLACK = timedelta(hours=24)  # a release from further in the future means that this machine's clock is wrong
-DEBIAN_ARCHITECTURES = {"x86_64": "amd64"}
 
 # What gpgv says of a signature that must not count (doc/DETAILS of GnuPG); NO_PUBKEY alone is a key that we lack.
 _BAD = re.compile(r"^\[GNUPG:\] (BADSIG|EXPSIG|EXPKEYSIG|REVKEYSIG|NODATA|FAILURE)\b.*$", re.MULTILINE)
@@ -125,13 +125,13 @@ def read_index(
     mirror: str,
     suite: str,
     *,
-    architecture: str = "x86_64",
+    architecture: Architecture = Architecture.X86_64,
     after: Release | None = None,
     keyring: Path = KEYRING,
     now: datetime | None = None,
 ) -> Index:
     """Return a suite's packages, over the chain above. `after` is the release that the lock was made from."""
-    base, wanted = f"{mirror}/dists/{suite}", f"main/binary-{DEBIAN_ARCHITECTURES[architecture]}/Packages.xz"
+    base, wanted = f"{mirror}/dists/{suite}", f"main/binary-{architecture.debian}/Packages.xz"
     signed = _get(f"{base}/InRelease", MAX_RELEASE)
     text = verify_release(signed, keyring=keyring)  # (1)
     date = check_release(text, suite=suite, now=now or datetime.now(UTC), after=after, base=base)  # (2) (3) (4)

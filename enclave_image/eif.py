@@ -29,6 +29,8 @@ MAX_SIGNATURE = 32768  # bytes; aws-nitro-enclaves-image-format
 DEFAULT_MEMORY = 1024**3  # bytes; what nitro-cli writes, ignored by every loader
 DEFAULT_CPUS = 2  # likewise
 
+Data = bytes | memoryview
+
 _HEADER = struct.Struct(">4sHHQQHH32Q32QII")
 _SECTION = struct.Struct(">HHQ")
 assert _HEADER.size == 548
@@ -110,8 +112,8 @@ def _header_crc(header: bytes) -> int:
     return zlib.crc32(header[: _HEADER.size - 4])
 
 
-def write_eif(sections: Sequence[tuple[SectionType, bytes]], *, aarch64: bool = False) -> bytes:
-    """Return an EIF of these sections, packed back to back in this order."""
+def lay_out_eif(sections: Sequence[tuple[SectionType, Data]], *, aarch64: bool = False) -> list[Data]:
+    """Return the parts of an EIF of these sections, in file order and back to back: no data is copied."""
     if not 2 <= len(sections) <= MAX_SECTIONS:
         raise ValueError("an EIF has 2 to 32 sections")
     offsets, sizes, position = [], [], _HEADER.size
@@ -127,11 +129,16 @@ def write_eif(sections: Sequence[tuple[SectionType, bytes]], *, aarch64: bool = 
             *offsets, *spare, *sizes, *spare, 0, crc,
         )  # fmt: skip
 
-    parts = [part for kind, data in sections for part in (_SECTION.pack(kind, 0, len(data)), data)]
+    parts: list[Data] = [part for kind, data in sections for part in (_SECTION.pack(kind, 0, len(data)), data)]
     crc = _header_crc(header(0))
     for part in parts:
         crc = zlib.crc32(part, crc)
-    return b"".join([header(crc), *parts])
+    return [header(crc), *parts]
+
+
+def write_eif(sections: Sequence[tuple[SectionType, Data]], *, aarch64: bool = False) -> bytes:
+    """Return an EIF of these sections, packed back to back in this order."""
+    return b"".join(lay_out_eif(sections, aarch64=aarch64))
 
 
 def read_eif(raw: bytes | memoryview) -> Eif:
@@ -156,7 +163,7 @@ def read_eif(raw: bytes | memoryview) -> Eif:
         raise MalformedEif("header: unused section slots are not zero")
     sections = tuple(_read_sections(view, list(zip(offsets[:count], sizes[:count], strict=True))))
     _check_crc(view, crc)
-    _check_order(sections)
+    check_order(sections)
     return Eif(version, sections, len(view))
 
 
@@ -199,7 +206,8 @@ def _check_crc(view: memoryview, stated: int) -> None:
         raise MalformedEif("the file is corrupt: CRC-32", expected=f"{stated:08x}", actual=f"{actual:08x}")
 
 
-def _check_order(sections: Sequence[Section]) -> None:
+def check_order(sections: Sequence[Section]) -> None:
+    """Raise MalformedEif for sections that are too few, too many, too long or out of order."""
     kinds = [section.type for section in sections]
     for kind in (SectionType.KERNEL, SectionType.CMDLINE, SectionType.METADATA):
         if kinds.count(kind) != 1:

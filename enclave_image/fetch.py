@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -263,7 +264,9 @@ def fetch_inputs(
 
 def find_missing(entries: Sequence[LockedInput]) -> list[LockedInput]:
     """Return the inputs that the cache lacks."""
-    return [entry for entry in entries if not _is_cached(entry)]
+    with ThreadPoolExecutor(thread_name_prefix="hash") as pool:  # hashlib lets other threads run meanwhile
+        cached = list(pool.map(_is_cached, entries))
+    return [entry for entry, whole in zip(entries, cached, strict=True) if not whole]
 
 
 def _is_cached(entry: LockedInput) -> bool:

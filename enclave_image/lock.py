@@ -15,11 +15,12 @@ from typing import Any
 
 from attestation.files import naming, read_limited
 
+from .architecture import Architecture
 from .errors import MalformedConfig, ToolMismatch
 
 SCHEMA = "veracruz.lock/2"
 MAX_LOCK = 1024 * 1024  # bytes
-ARCHITECTURES = ("x86_64",)
+ARCHITECTURES = tuple(Architecture)
 DATE = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -88,7 +89,7 @@ class Lock:
     wheels: tuple[LockedWheel, ...]
     releases: tuple[Release, ...] = ()
     tool: str = ""  # the version of veracruz that makes the image's bytes of them
-    architecture: str = ARCHITECTURES[0]
+    architecture: Architecture = Architecture.X86_64
 
     @property
     def inputs(self) -> tuple[LockedInput, ...]:
@@ -190,7 +191,7 @@ def parse_lock(raw: bytes) -> Lock:
         raise MalformedConfig("unknown keys", actual=", ".join(sorted(table)))
     lock = Lock(
         tuple(sorted(packages, key=lambda p: p.name)), tuple(sorted(wheels, key=lambda w: w.name)),
-        tuple(sorted(releases, key=lambda r: r.suite)), tool, architecture,
+        tuple(sorted(releases, key=lambda r: r.suite)), tool, Architecture(architecture),
     )  # fmt: skip
     names = [entry.name for entry in lock.inputs] + [f"release {release.suite}" for release in releases]
     if len(set(names)) != len(names):

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,35 +11,26 @@ from importlib import metadata
 from pathlib import Path
 
 from attestation.console import say
-from attestation.files import write_whole
-from attestation.measurements import Measurements
 
-from .application import stage_application
-from .cache import Cache, demand_space, using_cache
+from .application_half import TREE, application_key, find_application
+from .architecture import Architecture
+from .cache import Cache, using_cache
 from .config import ImageConfig, cache_dir, find_mirrors, find_snapshot
-from .eif import SectionType, read_eif, write_eif
+from .eif import SectionType, write_eif
+from .eif_measuring import Sections
+from .eif_writer import Built, write_image
 from .errors import BuildFailed
 from .fetch import Snapshot, fetch_inputs, find_missing, input_path
 from .given_kernel import GivenKernel
-from .initramfs import Tree
+from .initramfs import Tree, read_tree
 from .kernel import build_init, build_kernel, init_key, kernel_key
 from .lock import Lock, LockedPackage, Role, demand_tool
-from .platform_half import ORIGINS, RAMDISK, ROOT, make_platform, pack, platform_key
+from .platform_half import ORIGINS, RAMDISK, ROOT, make_platform, platform_key
 from .space import Plan, demand_room
 from .step_sources import find_sources
 
 PLATFORM_STEP = f"{__package__}.platform_half"
 PLATFORM_KINDS = frozenset({"kernel", "init", "platform"})  # of cache entries that stand apart from our Python
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """What a build gives."""
-
-    measurements: Measurements
-    size: int  # bytes of the EIF
-    sha256: str  # hex, of the EIF
-    changed: bool  # whether the file was written: false when it held these very bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +48,20 @@ class Platform:
 class Made:
     """An image in memory, and what it was made of."""
 
-    image: bytes  # the EIF
+    sections: Sections  # of the EIF
     platform: Platform
-    application: Tree
+    application_root: Path  # its ramdisk's files, unpacked
     inputs: Mapping[str, Path]  # the locked inputs in the cache, by name
+
+    @property
+    def image(self) -> bytes:
+        """The EIF."""
+        return write_eif(self.sections)
+
+    @property
+    def application(self) -> Tree:
+        """The files of the application's ramdisk."""
+        return read_tree(self.application_root)
 
 
 def build_image(
@@ -83,7 +82,7 @@ def build_image(
         made = make_image(
             config, lock, out=out, offline=offline, snapshot=snapshot, kernel=kernel, with_inputs=with_inputs
         )
-        return _write(made.image, out), made
+        return write_image(made.sections, out, architecture=lock.architecture), made
 
 
 def make_image(
@@ -100,25 +99,41 @@ def make_image(
 
     Without `with_inputs` they are neither fetched nor hashed where the cache has all that is made of them.
     """
+    platform, inputs = prepare_platform(
+        config, lock, out=out, offline=offline, snapshot=snapshot, kernel=kernel, with_inputs=with_inputs
+    )
+    application = find_application(Cache(), platform.root, level=config.zstd_level)
+    sections = (
+        (SectionType.KERNEL, platform.kernel),
+        (SectionType.CMDLINE, config.command_line.encode()),
+        (SectionType.METADATA, make_metadata(config, lock, kernel)),
+        (SectionType.RAMDISK, platform.ramdisk),
+        (SectionType.RAMDISK, (application / RAMDISK).read_bytes()),
+    )
+    return Made(sections, platform, application / TREE, inputs)
+
+
+def prepare_platform(
+    config: ImageConfig, lock: Lock, *, out: Path | None, offline: bool, snapshot: str | None,
+    kernel: GivenKernel | None = None, with_inputs: bool = True,
+) -> tuple[Platform, Mapping[str, Path]]:  # fmt: skip
+    """Return the platform, built unless the cache has it, and the locked inputs. The caller holds `using_cache`.
+
+    Without `with_inputs` the inputs are neither fetched nor hashed where the cache has all that is made of them.
+    """
     demand_tool(lock)
+    if lock.architecture is not Architecture.X86_64:
+        raise BuildFailed(
+            "the recipe's steps are for x86_64", expected=Architecture.X86_64, actual=lock.architecture,
+            hint="docs/image-arch.md says what is there for aarch64 and what is not",
+        )  # fmt: skip
     cache = Cache()
     have_kernel = kernel is not None or cache.find("kernel", _kernel_key(config, lock)) is not None
     if with_inputs or not has_platform(cache, config, lock):
         inputs = _fetch(cache, config, lock, out=out, offline=offline, snapshot=snapshot, have_kernel=have_kernel)
     else:
         inputs = {entry.name: input_path(entry) for entry in lock.inputs}  # which nobody opens
-    platform = _build_platform(cache, config, lock, inputs, kernel)
-    tree, application = _build_application(platform, config)
-    image = write_eif(
-        [
-            (SectionType.KERNEL, platform.kernel),
-            (SectionType.CMDLINE, config.command_line.encode()),
-            (SectionType.METADATA, _make_metadata(config, lock, kernel)),
-            (SectionType.RAMDISK, platform.ramdisk),
-            (SectionType.RAMDISK, application),
-        ]
-    )
-    return Made(image, platform, tree, inputs)
+    return _build_platform(cache, config, lock, inputs, kernel), inputs
 
 
 def _kernel_key(config: ImageConfig, lock: Lock) -> str:
@@ -146,6 +161,7 @@ def find_needed(config: ImageConfig, lock: Lock) -> frozenset[str]:
     }
     if (init := cache.find("init", keys["init"])) is not None and (init / "init").is_file():
         keys["platform"] = _platform_key(config, lock, init / "init")
+        keys["application"] = application_key(cache.entry_name(keys["platform"]), config.zstd_level)
     return frozenset(f"{kind}/{cache.entry_name(key)}" for kind, key in keys.items())
 
 
@@ -209,22 +225,14 @@ def _build_platform(
     return Platform(kernel, (entry / RAMDISK).read_bytes(), entry / ROOT, entry / ORIGINS, given)
 
 
-def _build_application(platform: Platform, config: ImageConfig) -> tuple[Tree, bytes]:
-    with tempfile.TemporaryDirectory(prefix="veracruz-app-") as scratch:
-        tree = stage_application(platform.root, Path(scratch))
-    both = [name for name, entry in tree.items() if entry is not None and (platform.root / name).exists()]
-    if both:  # the later ramdisk would shadow the earlier one under an equal PCR1
-        raise BuildFailed("both ramdisks hold the same path", actual=", ".join(both))
-    return tree, pack(tree, platform.root, config.zstd_level)
-
-
-def _make_metadata(config: ImageConfig, lock: Lock, given: GivenKernel | None) -> bytes:
+def make_metadata(config: ImageConfig, lock: Lock, given: GivenKernel | None, *, container: str | None = None) -> bytes:
+    """Return the metadata section: a hint that nothing measures. `container`: digest of what is put in for ours."""
     (source,) = lock.packages_for(Role.KERNEL)
     built = datetime.fromtimestamp(config.source_date_epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return json.dumps(
         {
-            "ImageName": config.name,
-            "ImageVersion": metadata.version("veracruz"),
+            "ImageName": config.name if container is None else "container",
+            "ImageVersion": metadata.version("veracruz") if container is None else container,
             "BuildMetadata": {
                 "BuildTime": built,
                 "BuildTool": "veracruz",
@@ -237,13 +245,3 @@ def _make_metadata(config: ImageConfig, lock: Lock, given: GivenKernel | None) -
         },
         separators=(",", ":"),
     ).encode()
-
-
-def _write(image: bytes, out: Path) -> Built:
-    built = read_eif(image)  # our own reader is the first to accept it
-    digest = hashlib.sha256(image).hexdigest()
-    changed = not (out.exists() and out.stat().st_size == len(image) and out.read_bytes() == image)
-    if changed:
-        demand_space(out.parent, len(image))
-        write_whole(out, image)
-    return Built(built.measurements, len(image), digest, changed)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""The two processors of enclaves: how others name them, the header's flag, and the form of their kernels.
+
+Sources: aws-nitro-enclaves-image-format README.md (flags, bit 0), the kernel's Documentation/arch/x86/boot.rst and
+Documentation/arch/arm64/booting.rst; aws-nitro-enclaves-sdk-bootstrap kernel/kernel.nix for the text offset.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import StrEnum
+
+from .errors import BuildFailed
+
+TEXT_OFFSET = 2 << 20  # bytes; what Nitro's loader wants where an arm64 Image says 0, as kernels do since 5.8
+_ARM_HEAD = 64  # bytes of an arm64 Image's header
+_X86_HEAD = 0x206  # bytes up to the end of the magic of a bzImage's header
+
+
+class Architecture(StrEnum):
+    """A processor, under the kernel's name for it."""
+
+    X86_64 = "x86_64"
+    AARCH64 = "aarch64"
+
+    @property
+    def debian(self) -> str:
+        """Debian's name, which is also OCI's."""
+        return {"x86_64": "amd64", "aarch64": "arm64"}[self.value]
+
+    @property
+    def kernel_form(self) -> str:
+        """What the image's kernel section has to be."""
+        return {"x86_64": "an x86 bzImage", "aarch64": "an uncompressed arm64 Image"}[self.value]
+
+
+def find_architecture(kernel: bytes | memoryview) -> Architecture | None:
+    """Return what a kernel is for, by the magic of its form; None for what no loader of enclaves takes."""
+    head = bytes(kernel[:_X86_HEAD])
+    if head[0x1FE:0x200] == b"\x55\xaa" and head[0x202:0x206] == b"HdrS":
+        return Architecture.X86_64
+    if head[56:60] == b"ARM\x64" and len(head) >= _ARM_HEAD:
+        return Architecture.AARCH64
+    return None
+
+
+def fit_kernel(kernel: bytes, architecture: Architecture) -> bytes:
+    """Return a kernel as its section has to hold it; raise BuildFailed for another form or processor.
+
+    An arm64 Image whose text offset is 0 gets 2 MiB there: the loader does not apply the kernel's own rule for 0.
+    """
+    found = find_architecture(kernel)
+    if found is not architecture:
+        packed = "a compressed file" if kernel[:2] == b"\x1f\x8b" or kernel[4:8] == b"zimg" else "no kernel known"
+        raise BuildFailed(
+            f"the kernel's form is not {architecture}'s", expected=architecture.kernel_form,
+            actual=found.kernel_form if found else packed,
+        )  # fmt: skip
+    if architecture is Architecture.AARCH64 and struct.unpack_from("<Q", kernel, 8) == (0,):
+        return kernel[:8] + struct.pack("<Q", TEXT_OFFSET) + kernel[16:]
+    return kernel
