@@ -7,6 +7,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from attestation.console import Commands, emit, new_group, new_parser, say
 from attestation.errors import UsageError
@@ -17,6 +18,7 @@ from .audit_cli import add_audit
 from .cache import using_cache
 from .cache_cli import add_cache
 from .config import DEFAULT_DIR, ImageConfig, load_config
+from .container.cli import add_options, build_from_oci, check_options
 from .eif_tool import cli as eif_cli
 from .eif_tool import sign_cli
 from .inventory import dump_inventory, make_inventory
@@ -41,6 +43,7 @@ def add_verbs(commands: Commands) -> None:
     build.add_argument("--lock", type=Path, metavar="FILE", help="instead of enclave.lock beside image.toml")
     build.add_argument("--snapshot", metavar="URL", help="of a snapshot service, for what the mirror no longer has")
     add_kernel_options(build)
+    add_options(build)
     build.add_argument("--offline", action="store_true", help="fetch nothing; fail if the cache lacks an input")
 
     eif_cli.add_verbs(group)
@@ -60,6 +63,7 @@ def _text(measurements: Measurements) -> str:
 def build_verb(args: argparse.Namespace) -> int:
     """Build an image; print its measurements."""
     start = time.monotonic()
+    check_options(args)
     targets: dict[Path, str] = {}
     for option in ("out", "measurements", "sbom", "manifest"):
         if (target := getattr(args, option)) is None:
@@ -70,12 +74,16 @@ def build_verb(args: argparse.Namespace) -> int:
     config = load_config(args.config, kernel_config=args.kernel_config)
     lock = load_lock(args.lock or args.config / "enclave.lock")
     kernel = read_kernel(args)
-    with using_cache():
-        built, made = build_image(
-            config, lock, out=args.out, offline=args.offline, snapshot=args.snapshot, kernel=kernel,
-            with_inputs=args.sbom is not None or args.manifest is not None,
-        )  # fmt: skip
-        _write_inventory(config, lock, made, args)
+    more: dict[str, Any] = {}
+    if args.from_oci is not None:
+        built, more = build_from_oci(config, lock, args, kernel=kernel)
+    else:
+        with using_cache():
+            built, made = build_image(
+                config, lock, out=args.out, offline=args.offline, snapshot=args.snapshot, kernel=kernel,
+                with_inputs=args.sbom is not None or args.manifest is not None,
+            )  # fmt: skip
+            _write_inventory(config, lock, made, args)
     table = dump_measurements(built.measurements)
     if args.measurements is not None:
         write_whole(args.measurements, (json.dumps(table, indent=2) + "\n").encode())
@@ -84,7 +92,7 @@ def build_verb(args: argparse.Namespace) -> int:
     say(f"{verb} {args.out}: {built.size / 2**20:.1f} MiB, sha256 {built.sha256}, {seconds:.1f} s")
     emit(
         args,
-        {"image": str(args.out), "size": built.size, "sha256": built.sha256, "changed": built.changed, **table},
+        {"image": str(args.out), "size": built.size, "sha256": built.sha256, "changed": built.changed, **more, **table},
         _text(built.measurements),
     )
     return 0

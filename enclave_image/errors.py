@@ -112,3 +112,27 @@ class SignerFailed(VeracruzError):
     slug = "signer-failed"
     exit_code = EXIT_ENVIRONMENT
     cure = "Run the command by hand on the file of --to-be-signed: it has to print one ECDSA signature and exit with 0."
+
+
+class MalformedContainer(VeracruzError):
+    """The container image on disk is not of its form, hostile, or passes a limit; the place is named."""
+
+    slug = "malformed-container"
+    exit_code = EXIT_USAGE
+    cure = "Save the image again (docker save, skopeo copy). What is refused would not mean the same to every reader."
+
+
+class ContainerMismatch(VeracruzError):
+    """Bytes of the container image are not those that its manifest or configuration names."""
+
+    slug = "container-mismatch"
+    exit_code = EXIT_BUILD
+    cure = "Do not build: the files were damaged or changed. Fetch or save the image again."
+
+
+class UnfitContainer(VeracruzError):
+    """The container image is sound, but cannot run in this enclave image; the reason is named."""
+
+    slug = "unfit-container"
+    exit_code = EXIT_USAGE
+    cure = "Change the container image as the message says, or choose another of its platforms."

@@ -94,12 +94,28 @@ def _record(inode: int, name: str, entry: Entry) -> Iterator[bytes]:
             mode, data = 0o120777, target.encode()
         case Node(major, minor, permissions):
             mode = stat.S_IFCHR | permissions
-    encoded = name.encode() + b"\0"
-    fields = (inode, mode, 0, 0, links, 0, len(data), 0, 0, major, minor, len(encoded), 0)
-    head = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
-    yield head + bytes(-len(head) % 4)
+    yield make_head(inode, name.encode(), mode=mode, links=links, size=len(data), device=(major, minor))
     yield data
     yield bytes(-len(data) % 4)
+
+
+def make_head(
+    inode: int, name: bytes, *, mode: int, owner: tuple[int, int] = (0, 0), links: int = 1, size: int = 0,
+    device: tuple[int, int] = (0, 0),
+) -> bytes:  # fmt: skip
+    """Return the padded head of an archive member, to be followed by its data, padded to 4 bytes.
+
+    `mode` with the kind of file, `owner` uid and gid, `device` major and minor.
+    """
+    fields = (inode, mode, *owner, links, 0, size, 0, 0, *device, len(name) + 1, 0)
+    head = b"070701" + b"".join(b"%08X" % field for field in fields) + name + b"\0"
+    return head + bytes(-len(head) % 4)
+
+
+def make_trailer() -> bytes:
+    """Return the member that ends an archive, without padding."""
+    fields = (0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, len(TRAILER) + 1, 0)
+    return b"070701" + b"".join(b"%08X" % field for field in fields) + TRAILER.encode() + b"\0"
 
 
 def write_cpio(tree: Mapping[str, Entry]) -> bytes:
@@ -108,7 +124,6 @@ def write_cpio(tree: Mapping[str, Entry]) -> bytes:
     whole = _with_parents(tree)
     for number, name in enumerate(sorted(whole, key=lambda path: path.encode().split(b"/")), start=1):
         parts.extend(_record(number, name, whole[name]))
-    trailer = (0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, len(TRAILER) + 1, 0)
-    parts.append(b"070701" + b"".join(b"%08X" % field for field in trailer) + TRAILER.encode() + b"\0")
+    parts.append(make_trailer())
     archive = b"".join(parts)
     return archive + bytes(-len(archive) % BLOCK)
