@@ -10,8 +10,8 @@ from pathlib import Path
 
 from attestation.files import PIECE
 
-from ..decompression import Feed, Packing, decompress, find_packing
-from ..eif_layout import FileSource, Source
+from ..eif_tool.decompression import Feed, Packing, decompress, find_packing
+from ..eif_tool.layout import FileSource, Source
 from ..errors import ContainerMismatch, MalformedContainer, MalformedRamdisk
 from .layout import Container
 from .tar_reader import Budget

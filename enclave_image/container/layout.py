@@ -21,7 +21,7 @@ from attestation.errors import UsageError
 from attestation.files import PIECE
 from attestation.strict_json import Node, read_json
 
-from ..eif_layout import FileSource, Source
+from ..eif_tool.layout import FileSource, Source
 from ..errors import ContainerMismatch, MalformedContainer, UnfitContainer
 from .tar_reader import Budget, Kind, read_tar
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ..eif_layout import Source
+from ..eif_tool.layout import Source
 from ..errors import MalformedContainer
 
 BLOCK = 512  # bytes

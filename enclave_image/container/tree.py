@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from attestation.errors import escape
 
-from ..eif_layout import Source
+from ..eif_tool.layout import Source
 from ..errors import MalformedContainer
 from .tar_reader import Budget, Kind, Member, read_tar
 

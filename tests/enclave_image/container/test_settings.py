@@ -14,7 +14,7 @@ from enclave_image.container.ramdisk import write_ramdisk
 from enclave_image.container.settings import MAX_TEXT, Settings, read_settings
 from enclave_image.container.tar_reader import Budget
 from enclave_image.container.tree import Tree
-from enclave_image.eif_layout import BytesSource
+from enclave_image.eif_tool.layout import BytesSource
 from enclave_image.errors import MalformedContainer, UnfitContainer
 
 from .layouts import folder, hard, link, make_tar, member

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from enclave_image.container import tar_reader
 from enclave_image.container.tar_reader import Budget, Kind, Member, read_tar
-from enclave_image.eif_layout import BytesSource
+from enclave_image.eif_tool.layout import BytesSource
 from enclave_image.errors import MalformedContainer
 
 from .layouts import folder, hard, link, make_tar, member

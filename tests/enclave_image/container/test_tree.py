@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from enclave_image.container.ramdisk import walk, write_ramdisk
 from enclave_image.container.tar_reader import Budget, Kind
 from enclave_image.container.tree import Folder, Leaf, Tree
-from enclave_image.eif_layout import BytesSource
+from enclave_image.eif_tool.layout import BytesSource
 from enclave_image.errors import MalformedContainer, UnfitContainer
 
 from .layouts import folder, hard, link, make_tar, member
