@@ -18,6 +18,7 @@ from attestation.errors import escape
 from attestation.measurements import Measurements
 from enclave_image.runtime.wire import PORT_API, Event
 
+from .board import Board, open_board
 from .children import GRACE, Child, Process, python_command
 from .console_log import ConsoleLog, read_some
 from .dev_pki import Chain, DevelopmentRoot
@@ -27,7 +28,7 @@ from .errors import IsolateDied, IsolateHalted, IsolateRefused
 from .isolate import Evidence, Isolate, Running, start_ready
 from .listen import Listener
 from .news import FAREWELLS, Asked, Complaint, Ended, EventCode, Heartbeat, News, tell_event
-from .nsm_emulator import BootState, Identity, NsmEmulator
+from .nsm_emulator import BootState, Identity, ModuleCounters, NsmEmulator
 from .parent_ports import ParentPorts
 from .post_mortem import tell_code, tell_death, tell_halt, tell_silence
 from .record import Record
@@ -213,7 +214,7 @@ async def start_boot(
         outside = isolate.outside(base)
         record = replace(record, sockets=str(sockets), isolate=isolate.kind, accel=isolate.accel, outside=outside)
         claim.write(record)
-        module = _module(isolate, setting) if isolate.evidence.emulated else None
+        module = _module(isolate, setting, stack) if isolate.evidence.emulated else None
         ports = ParentPorts(
             isolate.seat(base),
             policy=setting.policy,
@@ -254,18 +255,22 @@ async def start_boot(
         yield boot
 
 
-def _module(isolate: Isolate, setting: Setting) -> NsmEmulator:
-    """Return this boot's module: fresh registers, a chain of its own."""
+def _module(isolate: Isolate, setting: Setting, stack: contextlib.AsyncExitStack) -> NsmEmulator:
+    """Return this boot's module: fresh registers, a chain of its own, what it is asked published for the metrics."""
+    descriptor = open_board(setting.claim.module)
+    try:
+        board = Board(descriptor, ModuleCounters)
+    finally:
+        os.close(descriptor)
+    stack.callback(board.close)
     identity = Identity.random(setting.role, setting.instance_id)
     state = BootState(isolate.measurements, identity, isolate.signer)
     chain = Chain(setting.root.authority, module_id=identity.module_id)
-    return NsmEmulator(state, chain, clock=lambda: datetime.now(UTC))
+    return NsmEmulator(state, chain, clock=lambda: datetime.now(UTC), board=board)
 
 
 def _start_relay(setting: Setting, target: str) -> tuple[Child, int]:
-    counters = os.open(
-        setting.claim.counters, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-    )
+    counters = open_board(setting.claim.counters)
     gate, opener = os.pipe()
     listener = setting.listener.fileno()
     try:

@@ -33,10 +33,11 @@ def make_parser(command: str = "") -> argparse.ArgumentParser:
     from attestation import cli as attestation_cli
     from attestation import explain_cli
 
-    from . import doctor_cli, enclave_cli, relay_cli
+    from . import doctor_cli, enclave_cli, metrics_cli, relay_cli
 
     enclave_cli.add_verbs(commands)
     doctor_cli.add_verbs(commands)
+    metrics_cli.add_verbs(commands)
     relay_cli.add_verbs(commands)
     attestation_cli.add_verbs(commands)
     explain_cli.add_verbs(commands, PACKAGES)

@@ -7,6 +7,7 @@ from attestation.console import Commands, new_group, new_parser
 
 from .adopt_cli import add_adopt
 from .list_cli import describe_isolate, list_isolates
+from .metrics_cli import add_health
 from .run_cli import add_run
 from .stop_cli import show_console, stop_isolates
 
@@ -23,6 +24,7 @@ def add_verbs(commands: Commands) -> None:
     console = new_parser(enclave, "console", summary="show what an isolate wrote to its console", run=show_console)
     console.add_argument("name", metavar="NAME")
     console.add_argument("-f", "--follow", action="store_true", help="go on until the isolate ends")
+    add_health(enclave)
     stop = new_parser(
         enclave, "stop", summary="end isolates, and clear what a killed supervisor left", run=stop_isolates
     )

@@ -28,6 +28,7 @@ from attestation.measurements import (
     signer_pcr,
 )
 
+from .board import Board
 from .dev_pki import Chain, Clock, Leaf
 
 VERSION = (1, 0, 0)
@@ -91,16 +92,29 @@ class BootState:
         return values
 
 
+@dataclass(slots=True)
+class ModuleCounters:
+    """What one boot's module was asked, published for others to read (host_shim.board)."""
+
+    requests: int = 0
+    documents: int = 0  # attestation documents that were given
+    refused: int = 0  # answered by an error
+
+
 class NsmEmulator:
     """One boot's module. `answer` maps the bytes of a request to those of its answer, and keeps the registers."""
 
-    def __init__(self, boot: BootState, chain: Chain, *, clock: Clock, indefinite: bool = True) -> None:
+    def __init__(
+        self, boot: BootState, chain: Chain, *, clock: Clock, indefinite: bool = True, board: Board | None = None
+    ) -> None:
         self._registers = [_Register(value, index in LOCKED_AT_BOOT) for index, value in enumerate(boot.registers())]
         self._module_id = boot.identity.module_id
         self._chain = chain
         self._clock = clock
         self._indefinite = indefinite  # False: the payload's map as AWS wrote it until April 2025
         self._last = 0  # milliseconds
+        self._board = board
+        self._counters = ModuleCounters()
 
     def warm_up(self) -> None:
         """Do now what the first document would wait for: load the signer, issue its certificates."""
@@ -119,8 +133,17 @@ class NsmEmulator:
                 response = nsm.Refused(nsm.ErrorCode.INTERNAL_ERROR)
         raw = nsm.encode_response(response)
         if len(raw) > NSM_RESPONSE_MAX:
-            return nsm.encode_response(nsm.Refused(nsm.ErrorCode.BUFFER_TOO_SMALL))
+            response = nsm.Refused(nsm.ErrorCode.BUFFER_TOO_SMALL)
+            raw = nsm.encode_response(response)
+        self._count(response)
         return raw
+
+    def _count(self, response: nsm.Response) -> None:
+        self._counters.requests += 1
+        self._counters.documents += isinstance(response, nsm.Document)
+        self._counters.refused += isinstance(response, nsm.Refused)
+        if self._board is not None:
+            self._board.publish(self._counters)
 
     def _run(self, request: nsm.Request) -> nsm.Response:
         match request:

@@ -89,7 +89,8 @@ def make_limits(args: argparse.Namespace) -> Limits:
 
 def run_relay(args: argparse.Namespace) -> int:
     """Relay until SIGTERM or SIGINT, then drain; a second signal ends it at once."""
-    from .relay.counters import Board
+    from .board import Board
+    from .relay.counters import Counters
     from .relay.limits import fit_descriptors
     from .relay.resolve import find_target
     from .relay.server import Relay
@@ -102,7 +103,7 @@ def run_relay(args: argparse.Namespace) -> int:
         listeners, told = _listen(args.listen, stack)
         board = None
         if args.counters is not None:
-            board = Board(descriptor := _open_counters(args.counters))
+            board = Board(descriptor := _open_counters(args.counters), Counters)
             stack.callback(os.close, descriptor)
         if resolved:
             say(resolved)

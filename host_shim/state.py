@@ -2,7 +2,7 @@
 """What the host remembers of its isolates: one directory each, one lock that lives as long as its supervisor.
 
     STATE/enclaves/NAME/    state.json (whole or absent), console.log, console.log.1, supervisor.log, lock,
-                            relay.counters
+                            relay.counters, module.counters
     RUN/veracruz-XXXXXXXX/  the isolate's sockets; a short path, since Unix socket paths end at 107 bytes
 
 The lock (flock) tells a live supervisor from a dead one, whatever happened to it; what a dead one left is cleaned up by
@@ -37,6 +37,8 @@ MAX_STATE = 64 * 1024  # bytes of a state.json
 MAX_SOCKET_PATH = 107  # bytes; unix(7), sun_path without its NUL
 LONGEST_PORT = len("_65535")
 SOCKETS_PREFIX = "veracruz-"
+RELAY_COUNTERS = "relay.counters"
+MODULE_COUNTERS = "module.counters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +279,13 @@ class Claim:
 
     @property
     def counters(self) -> Path:
-        """The file in which this boot's relay publishes its counters (host_shim.relay.counters)."""
-        return self.directory / "relay.counters"
+        """The file in which this boot's relay publishes its counters (host_shim.relay.counters.Counters)."""
+        return self.directory / RELAY_COUNTERS
+
+    @property
+    def module(self) -> Path:
+        """The file in which this boot's NSM emulator publishes what it was asked (host_shim.nsm_emulator)."""
+        return self.directory / MODULE_COUNTERS
 
 
 def make_sockets() -> Path:

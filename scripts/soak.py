@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from attestation.console import say
+from host_shim.board import read_board
 from host_shim.children import python_command
 from host_shim.listen import Listener, TcpEndpoint, parse_endpoint
-from host_shim.relay.counters import Counters, read_counters
+from host_shim.relay.counters import Counters
 
 SHORT = 10_000  # connections in the first phase
 CLIENTS = 4  # processes at once
@@ -170,7 +171,7 @@ class Rig:
 
     def counters(self) -> Counters:
         """Return what it has counted."""
-        return read_counters(self._counters) or Counters()
+        return read_board(self._counters, Counters) or Counters()
 
     def settle(self) -> dict[str, int]:
         """Wait until no connection is open; return what is held then."""

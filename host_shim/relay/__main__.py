@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .counters import Board
+from ..board import Board
+from .counters import Counters
 from .dial import Target
 from .limits import CONNECT, HEADER, IDLE, MAX_CONNECTIONS, Limits, fit_descriptors
 from .resolve import find_target
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = find_target(args.target)[0] if vsock else Target.unix(Path(args.target))
     listener = socket.socket(fileno=args.listen_fd)
     listener.setblocking(False)
-    board = None if args.counters_fd is None else Board(args.counters_fd)
+    board = None if args.counters_fd is None else Board(args.counters_fd, Counters)
     relay = Relay([listener], target, limits=limits, board=board, tell=log_line)
     signal.signal(signal.SIGTERM, lambda *_: relay.stop())
     relay.run(args.gate_fd)

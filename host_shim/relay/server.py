@@ -13,9 +13,10 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+from ..board import Board
 from ..errors import MalformedProxyHeader
 from .connection import Connection, End, abort_socket
-from .counters import PUBLISHED_EVERY, Board, Counters
+from .counters import PUBLISHED_EVERY, Counters
 from .dial import SHORT, Target, TargetBusy, end_dialling
 from .flow import BUFFER
 from .limits import Limits, Network, Source, Sources, source_of

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from host_shim.relay.counters import Counters, read_counters
+from host_shim.board import read_board
+from host_shim.relay.counters import Counters
 
 LIMIT = 20.0  # seconds for anything
 RESET = b"\1\0\0\0\0\0\0\0"  # SO_LINGER: closing resets
@@ -68,7 +69,7 @@ class Verb:
         return socket.create_connection((host.strip("[]"), int(port)), timeout=LIMIT)
 
     def counters(self) -> Counters:
-        return read_counters(self._counters) or Counters()
+        return read_board(self._counters, Counters) or Counters()
 
     def log(self) -> str:
         return self._log.read_text()

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from host_shim.board import Board, read_board, size_of
 from host_shim.errors import BadActivation, MalformedEndpoint
 from host_shim.listen import parse_endpoint
-from host_shim.relay.counters import SIZE, Board, Counters, read_counters
+from host_shim.relay.counters import Counters
 from host_shim.relay.dial import Target as Dialled
 from host_shim.relay.limits import Source, Sources
 from host_shim.relay.proxy_protocol import SIGNATURE
@@ -313,17 +314,17 @@ def test_refuses_a_descriptor_that_does_not_listen(make: Any) -> None:
 
 def test_counters_read_as_they_were_published(tmp_path: Path) -> None:
     with (tmp_path / "counters").open("w+b") as file:
-        assert read_counters(file.fileno()) is None
-        board = Board(file.fileno())
-        assert read_counters(file.fileno()) is None
+        assert read_board(file.fileno(), Counters) is None
+        board = Board(file.fileno(), Counters)
+        assert read_board(file.fileno(), Counters) is None
         board.publish(Counters(accepted=3, bytes_out=1 << 40))
-        assert read_counters(file.fileno()) == Counters(accepted=3, bytes_out=1 << 40)
+        assert read_board(file.fileno(), Counters) == Counters(accepted=3, bytes_out=1 << 40)
         board.close()
         file.seek(8)
         file.write(b"\1")  # a writer that died while it wrote
         file.flush()
-        assert read_counters(file.fileno()) is None
+        assert read_board(file.fileno(), Counters) is None
         file.seek(0)
-        file.write(bytes(SIZE))
+        file.write(bytes(size_of(Counters)))
         file.flush()
-        assert read_counters(file.fileno()) is None
+        assert read_board(file.fileno(), Counters) is None
