@@ -129,7 +129,7 @@ def test_halts_where_pcr16_was_extended_beforehand_and_the_host_says_so(scene: S
     host = World(tmp_path / "host", source)
     host.environment["XDG_STATE_HOME"] = scene.world.environment["XDG_STATE_HOME"]
     done = host.run("enclave", "run", scene.image, "--policy", scene.policy, "--json", expect=5)
-    assert done.slug == "isolate-halted"
+    assert done.slug == "isolate-refused"
     assert "PCR16 was not zero and unlocked" in done.err
     assert "serving" not in done.err
 
@@ -161,7 +161,7 @@ def test_halts_at_what_is_no_policy_and_leaves_pcr16_alone(scene: Scene, sent: b
 @pytest.mark.parametrize(
     ("words", "code", "slug", "text"),
     [
-        (("--root", "aws"), 5, "isolate-halted", "the policy demands AWS's root, and here is an emulated module"),
+        (("--root", "aws"), 5, "isolate-refused", "the policy demands AWS's root, and here is an emulated module"),
         (("--not-after", "2024-01-01T00:00:00Z"), 5, "isolate-died", "the policy has expired"),
     ],
     ids=["root-aws", "expired"],

@@ -127,7 +127,7 @@ def test_bytes_moved_between_the_ramdisks_boot_alike_and_change_the_measurements
     path = tmp_path / "moved.eif"
     path.write_bytes(moved)
     done = scene.world.run("enclave", "run", path, "--policy", scene.policy, "--json", expect=5)
-    assert done.slug == "isolate-halted"
+    assert done.slug == "isolate-refused"
     assert "the policy does not accept this image" in done.err
 
 
