@@ -213,8 +213,9 @@ def test_manifest_and_bill_of_materials_name_every_file_and_input(world: World, 
     world.run("image", "build", "--out", out, "--manifest", manifest, "--sbom", sbom, "--offline")
     assert digest(out) == digest(image)
     told, bill = json.loads(manifest.read_text()), json.loads(sbom.read_text())
-    lock = load_lock(DEFAULT_DIR / "enclave.lock")
-    assert {c["sha256"] for c in told["components"] if "sha256" in c} == {entry.sha256 for entry in lock.inputs}
+    inputs = {entry.sha256 for entry in load_lock(DEFAULT_DIR / "enclave.lock").inputs}
+    inputs |= {patch.sha256 for patch in load_config().kernel_patches}
+    assert {c["sha256"] for c in told["components"] if "sha256" in c} == inputs
     names = {c["name"] for c in told["components"]}
     assert {file["component"] for file in told["files"]} <= names
     assert {c["name"] for c in bill["components"]} == names
