@@ -11,12 +11,13 @@ import pytest
 FIRST_BUILD = 2700  # seconds; whichever test boots first also compiles the kernel, from an empty cache
 LONGEST_ID = 120  # characters of a value that names its test
 SLOW = {
-    "boot": "--boot", "rebuild": "--rebuild", "kernel": "--kernel", "minimal_kernel": "--minimal-kernel",
+    "boot": "--boot", "faults": "--boot", "rebuild": "--rebuild", "kernel": "--kernel",
+    "minimal_kernel": "--minimal-kernel",
 }  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--boot", action="store_true", help="also run the tests that boot a machine")
+    parser.addoption("--boot", action="store_true", help="also the tests that boot a machine or kill processes")
     parser.addoption("--kernel", action="store_true", help="also compile the kernel once more, elsewhere (with --boot)")
     parser.addoption("--rebuild", action="store_true", help="also run the tests that need the 400 MB compiler wheel")
     parser.addoption("--minimal-kernel", action="store_true", help="also boot that one, compiled once (with --boot)")

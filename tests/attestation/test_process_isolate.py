@@ -23,6 +23,8 @@ from enclave_image.runtime.errors import ApiError
 
 from .parties import PROGRAM, Parties, dump
 
+pytestmark = pytest.mark.faults
+
 pytest.importorskip("wasmtime", reason="the engine of the isolate: extra [host]")
 tables = pytest.importorskip("examples.recommender.tables", reason="the demo's data: extra [demo]")
 

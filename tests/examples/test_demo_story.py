@@ -83,6 +83,7 @@ def check_whole_story(done: subprocess.CompletedProcess[str], *, steps: int) -> 
 
 
 @needs_command
+@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_the_story_goes_as_it_must_with_a_process_isolate() -> None:
     check_whole_story(run_story("--isolate", "process"), steps=30)
@@ -98,6 +99,7 @@ def test_the_story_goes_as_it_must_with_booted_images() -> None:
 
 
 @needs_command
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("line", ["Bob makes a key", "both compute its hash", "Alice sends her table"])
 def test_ctrl_c_stops_what_was_started_and_removes_every_file(line: str) -> None:

@@ -20,6 +20,8 @@ from tests.waiting import eventually
 
 from .test_supervisor import run, stage, temporary, wait_for_end
 
+pytestmark = pytest.mark.faults
+
 __all__ = ["temporary"]  # a fixture
 
 

@@ -51,6 +51,8 @@ from host_shim.state import Isolates
 from host_shim.supervisor import Order, Supervisor
 from tests.host_shim.nitro_host import UnixNitroHost
 
+pytestmark = pytest.mark.faults
+
 state, enclaves, tool, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
 host = UnixNitroHost(enclaves)
 measured = Measurements(*(bytes([index + 1]) * 48 for index in range(3)))

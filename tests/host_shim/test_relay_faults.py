@@ -21,6 +21,8 @@ import pytest
 from .relays import RESET, Target, Verb, is_refused, is_reset, is_silent, read_all, verb, wait_for
 
 SHORT_CONNECTIONS = 2000
+pytestmark = pytest.mark.faults
+
 CLIENT = "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\nwhile True: "
 SENDS = CLIENT + "s.send(bytes(65536))"
 READS = CLIENT + "s.recv(65536)"
