@@ -33,6 +33,8 @@ from host_shim.record import Stage
 from host_shim.state import Isolates
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.faults
+
 TOP = Path(__file__).parents[2]
 RUN = """
 import json, sys
@@ -50,8 +52,6 @@ from host_shim.report import Report
 from host_shim.state import Isolates
 from host_shim.supervisor import Order, Supervisor
 from tests.host_shim.nitro_host import UnixNitroHost
-
-pytestmark = pytest.mark.faults
 
 state, enclaves, tool, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
 host = UnixNitroHost(enclaves)
