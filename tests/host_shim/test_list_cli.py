@@ -24,6 +24,8 @@ from host_shim.state import Isolates
 from .test_enclave_cli import PROCESS, Host, host
 from .test_state import a_record
 
+pytestmark = pytest.mark.faults
+
 __all__ = ["host"]  # a fixture
 
 

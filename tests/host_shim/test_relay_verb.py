@@ -27,6 +27,8 @@ from host_shim.systemd import take_sockets
 
 from .relays import LIMIT, Target, is_refused, is_reset, is_silent, read_all, verb, wait_for
 
+pytestmark = pytest.mark.faults
+
 CLIENT = bytes([192, 0, 2, 7, 127, 0, 0, 1]) + (40000).to_bytes(2, "big") + (5000).to_bytes(2, "big")
 HEADER = SIGNATURE + b"\x21\x11\x00\x0c" + CLIENT
 HEALTH_CHECK = SIGNATURE + b"\x20\x00\x00\x00"
