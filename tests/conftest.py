@@ -47,7 +47,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Refuse to run where pytest-xdist knows no groups: two machines on two cores are slower than any deadline."""
     if "PYTEST_XDIST_WORKER" in os.environ and session.config.getoption("loadgroup"):
         for item in session.items:
-            if "boot" in item.keywords and not item.nodeid.endswith("@boot"):
+            if item.get_closest_marker("boot") and not item.nodeid.endswith("@boot"):
                 raise pytest.UsageError(f"{item.nodeid}: pytest-xdist did not take its group; see pyproject.toml")
 
 
