@@ -73,7 +73,10 @@ def _item(raw: bytes, start: int, depth: int, asked: _Asked) -> tuple[Value, int
     first, offset = raw[start], start + 1
     major, argument = first >> 5, first & 0x1F  # RFC 8949 3: major type and argument
     if argument >= 24:
-        argument, offset = _long_argument(raw, argument, start, asked)
+        if argument == 24 and offset < len(raw) and raw[offset] >= 24:  # one byte of it, as most have
+            argument, offset = raw[offset], offset + 1
+        else:
+            argument, offset = _long_argument(raw, argument, start, asked)
     if major == 2 or major == 3:  # RFC 8949 3.1
         end = offset + argument
         if end > len(raw):
@@ -135,7 +138,11 @@ def _open_map(raw: bytes, asked: _Asked) -> tuple[Value, int]:
 
 
 def _entry(entries: dict[Value, Value], raw: bytes, start: int, depth: int, asked: _Asked) -> int:
-    key, offset = _item(raw, start, depth, asked)
+    key: Value
+    if start < len(raw) and raw[start] < 24:  # a register's index
+        key, offset = raw[start], start + 1
+    else:
+        key, offset = _item(raw, start, depth, asked)
     if type(key) is not int and type(key) is not str:
         raise _error(asked, "map key is neither integer nor text", start, "integer or text", describe(key))
     if key in entries:

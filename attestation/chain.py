@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The certificate chain of a document: from its leaf to the one root that the relying party chose, at a given time.
-
-Paths are validated by cryptography's X.509 verification. Its web profile asks for what Nitro's certificates lack (SAN,
-EKU, key identifiers) and not for what they all have (P-384, SHA-384), so policies of our own stand in. No revocation is
-fetched: AWS's guide says to switch it off, and certificates live for hours.
-"""
+"""The certificate chain of a document: from its leaf to the one root that the relying party chose, at a given time."""
 
 from __future__ import annotations
 
@@ -14,15 +9,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
 from importlib import resources
-from itertools import pairwise
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder
 
 from .chain_cache import ChainCache
 from .chain_certificate import ChainCertificate, Link, check_algorithms, load_certificate
+from .chain_path import validate_path
 from .der import read_fields
 from .errors import ClockOutOfStep, MalformedInput, UntrustedChain, escape
 from .limits import MAX_CERTIFICATE_PEM
@@ -94,7 +88,7 @@ def load_root(pem: bytes) -> Root:
             raise ValueError(f"{len(certificates)} certificates")
         certificate = certificates[0]
         der = certificate.public_bytes(Encoding.DER)
-        check_algorithms(certificate, read_fields(der)[2])
+        check_algorithms(certificate, read_fields(der))
         certificate.verify_directly_issued_by(certificate)
         if not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             raise ValueError("no CA certificate")
@@ -131,18 +125,17 @@ def verify_chain(
     certificates = [root.load()]
     certificates += [load_certificate(der, f"cabundle[{index}]") for index, der in enumerate(cabundle) if index]
     certificates.append(load_certificate(leaf, "certificate"))
-    _check_order(certificates)
     window = Window.of(certificates)
     moment = window.nearest(at)
     if not window.contains(moment):
-        _validate(certificates, at=window.nearest(made_at))  # raises unless time is all that is wrong
+        validate_path(certificates, at=window.nearest(made_at))  # raises unless time is all that is wrong
         raise ClockOutOfStep(
             f"the certificates are {'not yet' if at < window.not_before else 'no longer'} valid at the time given",
             expected=str(window),
             actual=_text(at),
             hint="check this machine's clock" + ("" if at < window.not_before else "; for archived evidence give --at"),
         )
-    key = _validate(certificates, at=moment)
+    key = validate_path(certificates, at=moment)
     if links is not None:
         links.add(certificates)
     return _chain(root, certificates, key)
@@ -163,9 +156,8 @@ def _verify_remembered(root: Root, path: tuple[bytes, ...], links: ChainCache, *
         if not window.contains(moment):
             return None
         if len(head) == len(path):
-            return _chain(root, certificates, _key(certificates[-1]))
-        _check_order(certificates)
-        key = _validate(certificates[len(head) - 1 :], at=moment)
+            return _chain(root, certificates, certificates[-1].key())
+        key = validate_path(certificates, at=moment, sound=len(head))
     except UntrustedChain:
         return None
     links.add(certificates)
@@ -216,87 +208,3 @@ def _choose_root(first: bytes, roots: Sequence[Root]) -> Root:
         actual=hashlib.sha256(first).hexdigest(),
         hint="another root is a decision of yours: --root FILE",
     )
-
-
-def _check_order(certificates: Sequence[ChainCertificate]) -> None:
-    """Check that each certificate (root first) names the one before as its issuer, and no two have one name.
-
-    With that there is one path at most: cryptography has no budget for the paths that it tries.
-    """
-    for position, (issuer, certificate) in enumerate(pairwise(certificates), start=1):
-        if certificate.issuer != issuer.subject:
-            raise UntrustedChain(
-                f"certificate {len(certificates) - 1 - position} of the chain was issued by another than the next one",
-                expected=certificate.issuer_name,
-                actual=issuer.link.subject
-                + (" in another encoding" if issuer.link.subject == certificate.issuer_name else ""),
-            )
-    if len({certificate.name for certificate in certificates}) != len(certificates):
-        raise UntrustedChain(
-            "two certificates of the chain have the same subject",
-            expected="a name of its own for each",
-            actual=", ".join(certificate.link.subject for certificate in certificates),
-        )
-
-
-def _validate(certificates: Sequence[ChainCertificate], *, at: datetime) -> ec.EllipticCurvePublicKey:
-    """Validate the path below the first certificate at a time (RFC 5280 6.1); return the last one's key.
-
-    Raises UntrustedChain.
-    """
-    leaf, *intermediates, anchor = [certificate.parsed for certificate in reversed(certificates)]
-    try:
-        verifier = (
-            PolicyBuilder()
-            .store(certificates[0].anchor())
-            .time(at)
-            .max_chain_depth(len(intermediates))
-            .extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICY)
-            .build_client_verifier()
-        )
-        verified = verifier.verify(leaf, intermediates)
-    except BaseException as error:  # VerificationError; on malformed certificates also ValueError and others
-        reraise_interrupt(error)
-        raise UntrustedChain(
-            "the certificates do not form a valid chain", expected="a path as RFC 5280 6.1 wants it", actual=error
-        ) from error
-    if verified.chain != [leaf, *intermediates, anchor]:
-        raise UntrustedChain("the chain that was validated is not the whole cabundle")
-    return _key(certificates[-1])
-
-
-def _key(certificate: ChainCertificate) -> ec.EllipticCurvePublicKey:
-    try:
-        key = certificate.parsed.public_key()
-    except BaseException as error:  # ValueError, UnsupportedAlgorithm
-        reraise_interrupt(error)
-        raise UntrustedChain("the leaf's key cannot be read", expected="a point of P-384", actual=error) from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise UntrustedChain("the leaf's key is not on P-384")
-    return key
-
-
-def _require_ca(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:
-    if not constraints.ca:
-        raise ValueError("not a CA")
-
-
-def _require_leaf(_: Policy, __: x509.Certificate, constraints: x509.BasicConstraints) -> None:
-    if constraints.ca:
-        raise ValueError("the leaf is a CA")
-
-
-def _require_digital_signature(_: Policy, __: x509.Certificate, usage: x509.KeyUsage) -> None:
-    if not usage.digital_signature:
-        raise ValueError("the leaf's key is not for digital signatures")
-
-
-# webpki_defaults_ca() also demands keyCertSign and path lengths, permit_all() would drop both.
-_CA_POLICY = ExtensionPolicy.webpki_defaults_ca().require_present(
-    x509.BasicConstraints, Criticality.CRITICAL, _require_ca
-)
-_LEAF_POLICY = (
-    ExtensionPolicy.permit_all()
-    .require_present(x509.BasicConstraints, Criticality.CRITICAL, _require_leaf)
-    .require_present(x509.KeyUsage, Criticality.AGNOSTIC, _require_digital_signature)
-)

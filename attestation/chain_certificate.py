@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""One certificate of a chain: parsed whole, and with the algorithms that Nitro's have (P-384, ECDSA with SHA-384)."""
+"""One certificate of a chain: parsed whole, and with the algorithms that Nitro's have (P-384, ECDSA with SHA-384).
+
+Most have the plain form of all that Nitro's are: then what RFC 5280 wants to know of each is its place (`Place`).
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
+from cryptography.x509.oid import ExtensionOID
 from cryptography.x509.verification import Store
 
-from .der import read_fields, read_plain_name
-from .errors import UntrustedChain
+from .der import Fields, read_fields, read_plain_name
+from .errors import UntrustedChain, escape
 from .panics import reraise_interrupt
+from .plain_certificate import ECDSA_SHA384, Place, read_place
 
 # RFC 5480 2: SubjectPublicKeyInfo of a named curve, secp384r1, up to an uncompressed point's first byte.
 _P384_KEY = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
@@ -47,9 +51,9 @@ class ChainCertificate:
 
     der: bytes = field(repr=False)
     parsed: x509.Certificate = field(repr=False)
-    issuer: bytes = field(repr=False)  # DER of the name
-    subject: bytes = field(repr=False)
+    fields: Fields = field(repr=False)
     link: Link
+    place: Place | None  # None: not plain, so not for a simple rule to say
     _anchor: Store | None = field(default=None, init=False, repr=False, compare=False)
 
     def anchor(self) -> Store:
@@ -59,10 +63,28 @@ class ChainCertificate:
         assert self._anchor is not None
         return self._anchor
 
+    def key(self) -> ec.EllipticCurvePublicKey:
+        """Return the public key, read once; raise UntrustedChain if it is no point of P-384."""
+        try:
+            key = self.parsed.public_key()
+        except BaseException as error:  # ValueError, UnsupportedAlgorithm
+            reraise_interrupt(error)
+            raise UntrustedChain(
+                f"the key of {escape(self.link.subject)} cannot be read", expected="a point of P-384", actual=error
+            ) from error
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise UntrustedChain(f"the key of {escape(self.link.subject)} is not on P-384")
+        return key
+
+    @property
+    def signature(self) -> bytes:
+        """The issuer's signature over `fields.signed` (DER of r and s), of a plain certificate."""
+        return self.fields.signature[3:]  # behind tag, length and the number of unused bits
+
     @property
     def speaks_of_itself(self) -> bool:
         """Whether it constrains what is below it by the depth alone."""
-        return all(extension.oid in _OF_ITSELF for extension in self.parsed.extensions)
+        return self.place is not None or all(extension.oid in _OF_ITSELF for extension in self.parsed.extensions)
 
     @property
     def name(self) -> object:
@@ -77,40 +99,42 @@ class ChainCertificate:
             return self.parsed.issuer.rfc4514_string()
         except BaseException as error:  # ValueError, UnicodeDecodeError
             reraise_interrupt(error)
-            return self.issuer.hex()
+            return self.fields.issuer.hex()
 
 
 def load_certificate(der: bytes, place: str) -> ChainCertificate:
     """Parse a certificate and check its algorithms; raise UntrustedChain, naming the place."""
     try:
         parsed = x509.load_der_x509_certificate(der)
-        issuer, subject, key = read_fields(der)
-        # Read here since cryptography parses them when first read. The issuer's name is not: to be of use it has to
-        # be, byte for byte, the subject of the next certificate. DER has a year 0, datetime has not.
-        parsed.extensions  # noqa: B018
-        name = read_plain_name(subject) or parsed.subject.rfc4514_string()
+        fields = read_fields(der)
+        # What is not plain is read here since cryptography parses it when first read. The issuer's name is not: to be
+        # of use it has to be, byte for byte, the subject of the next certificate. DER has a year 0, datetime has not.
+        name = read_plain_name(fields.subject) or parsed.subject.rfc4514_string()
         link = Link(name, parsed.not_valid_before_utc, parsed.not_valid_after_utc)
+        plain = read_place(fields, before=link.not_before, after=link.not_after)
+        if plain is None:
+            parsed.extensions  # noqa: B018
     except BaseException as error:  # ValueError, InvalidVersion, UnsupportedAlgorithm, DuplicateExtension, ...
         reraise_interrupt(error)
         raise UntrustedChain(f"{place}: no X.509 certificate", expected="one, in DER", actual=error) from error
     try:
-        check_algorithms(parsed, key)
+        check_algorithms(parsed, fields)
     except BaseException as error:
         reraise_interrupt(error)
         raise UntrustedChain(
             f"{place}: wrong algorithms", expected="P-384, and ECDSA with SHA-384", actual=error
         ) from error
-    return ChainCertificate(der, parsed, issuer, subject, link)
+    return ChainCertificate(der, parsed, fields, link, plain)
 
 
-def check_algorithms(certificate: x509.Certificate, key: bytes) -> None:
-    """Check that key (the certificate's SPKI) and signature are P-384 and ECDSA with SHA-384; raise ValueError.
+def check_algorithms(certificate: x509.Certificate, fields: Fields) -> None:
+    """Check that key and signature of a certificate are P-384 and ECDSA with SHA-384; raise ValueError.
 
     Whether the point is on the curve is seen when the key is loaded, which is before it verifies anything.
     """
-    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
+    if fields.algorithm != ECDSA_SHA384:
         raise ValueError(f"signature algorithm is not ecdsa-with-SHA384 but {certificate.signature_algorithm_oid}")
-    if key.startswith(_P384_KEY) and len(key) == _P384_KEY_SIZE:
+    if fields.key.startswith(_P384_KEY) and len(fields.key) == _P384_KEY_SIZE:
         return
     public = certificate.public_key()
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP384R1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A certificate's names and its key, as the bytes that stand in it (RFC 5280 4.1), to be compared byte for byte.
+"""A certificate's fields as the bytes that stand in it (RFC 5280 4.1), to be compared and verified byte for byte.
 
 Only for certificates that `cryptography` has parsed: what is strict DER has these fields at one place alone. Anything
 else raises ValueError here too, but is not described.
@@ -8,11 +8,14 @@ else raises ValueError here too, but is not described.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _SEQUENCE = 0x30
 _SET = 0x31
 _VERSION = 0xA0
 _INTEGER = 0x02
+_BIT_STRING = 0x03
+_EXTENSIONS = 0xA3
 _STRINGS = (0x0C, 0x13)  # UTF8String, PrintableString
 _ATTRIBUTE = bytes.fromhex("06035504")  # an OID of X.520 5 up to its last number
 # Attributes by that number: what RFC 4514 3 calls them, and the sizes that RFC 5280 A.1 allows where it does.
@@ -22,22 +25,71 @@ _NAMES = {
 _PLAIN = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9 .:-]*[A-Za-z0-9])?")  # nothing that RFC 4514 2.4 escapes
 
 
-def read_fields(certificate: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the DER of issuer, subject and SubjectPublicKeyInfo of a certificate; raise ValueError without them."""
+class Fields(NamedTuple):
+    """The parts of a certificate, each with its own tag and length."""
+
+    signed: bytes  # TBSCertificate: what the issuer signed
+    version: bytes  # empty where it is left out
+    serial: bytes
+    inner_algorithm: bytes  # the signature's, as it was signed
+    issuer: bytes
+    validity: bytes
+    subject: bytes
+    key: bytes  # SubjectPublicKeyInfo
+    extensions: bytes  # [3], or whatever else stands behind the key
+    algorithm: bytes  # the signature's, as it stands beside it
+    signature: bytes  # BIT STRING
+
+
+def read_fields(certificate: bytes) -> Fields:
+    """Return the parts of a certificate; raise ValueError without them, or with bytes behind them."""
     try:
-        offset = _enter(certificate, 0)
-        offset = _enter(certificate, offset)  # TBSCertificate
-        if certificate[offset] == _VERSION:
-            offset = _end(certificate, offset, _VERSION)
-        offset = _end(certificate, offset, _INTEGER)  # serial number
-        issuer = _end(certificate, offset, _SEQUENCE)  # each begins where the one before it ends
+        signed = _content(certificate, 0)
+        version = _content(certificate, signed)
+        serial = _end(certificate, version, _VERSION) if certificate[version] == _VERSION else version
+        inner = _end(certificate, serial, _INTEGER)  # each begins where the one before it ends
+        issuer = _end(certificate, inner, _SEQUENCE)
         validity = _end(certificate, issuer, _SEQUENCE)
         subject = _end(certificate, validity, _SEQUENCE)
         key = _end(certificate, subject, _SEQUENCE)
-        end = _end(certificate, key, _SEQUENCE)
+        rest = _end(certificate, key, _SEQUENCE)
+        algorithm = _end(certificate, signed, _SEQUENCE)
+        signature = _end(certificate, algorithm, _SEQUENCE)
+        end = _end(certificate, signature, _BIT_STRING)
     except IndexError as error:
         raise ValueError("truncated") from error
-    return certificate[issuer:validity], certificate[subject:key], certificate[key:end]
+    if end != len(certificate):
+        raise ValueError("bytes after the certificate")
+    return Fields(
+        signed=certificate[signed:algorithm],
+        version=certificate[version:serial],
+        serial=certificate[serial:inner],
+        inner_algorithm=certificate[inner:issuer],
+        issuer=certificate[issuer:validity],
+        validity=certificate[validity:subject],
+        subject=certificate[subject:key],
+        key=certificate[key:rest],
+        extensions=certificate[rest:algorithm],
+        algorithm=certificate[algorithm:signature],
+        signature=certificate[signature:end],
+    )
+
+
+def read_extensions(raw: bytes) -> list[bytes]:
+    """Return each extension of `Fields.extensions`; raise ValueError if it is not just those."""
+    found: list[bytes] = []
+    try:
+        outer = _content(raw, 0, _EXTENSIONS)
+        offset = _content(raw, outer, _SEQUENCE)
+        if not len(raw) == _end(raw, 0, _EXTENSIONS) == _end(raw, outer, _SEQUENCE):
+            raise ValueError("bytes behind the extensions")
+        while offset < len(raw):
+            end = _end(raw, offset, _SEQUENCE)
+            found.append(raw[offset:end])
+            offset = end
+    except IndexError as error:
+        raise ValueError("truncated") from error
+    return found
 
 
 def read_plain_name(name: bytes) -> str | None:
@@ -48,7 +100,7 @@ def read_plain_name(name: bytes) -> str | None:
     """
     parts: list[str] = []
     try:
-        offset = _enter(name, 0)
+        offset = _content(name, 0)
         while offset < len(name):
             size = name[offset + 10]
             value = name[offset + 11 : offset + 11 + size]
@@ -67,10 +119,10 @@ def read_plain_name(name: bytes) -> str | None:
     return ",".join(reversed(parts)) if parts and offset == len(name) else None
 
 
-def _enter(raw: bytes, offset: int) -> int:
-    """Return where the content of the sequence at `offset` begins."""
-    if raw[offset] != _SEQUENCE:
-        raise ValueError(f"no sequence at byte {offset}")
+def _content(raw: bytes, offset: int, tag: int = _SEQUENCE) -> int:
+    """Return where the content of the element at `offset` begins."""
+    if raw[offset] != tag:
+        raise ValueError(f"no element {tag:#x} at byte {offset}")
     first = raw[offset + 1]
     return offset + 2 + (first & 0x7F if first > 0x80 else 0)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .binding import Purpose
@@ -120,9 +121,12 @@ def accepted_images(policy: Policy, measurements: Sequence[Measurements]) -> Ima
     return ImageIs.any_of(images)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Expectations:
-    """A conjunction of demands, and the unsafe things that are accepted. One without content never passes."""
+    """A conjunction of demands, and the unsafe things that are accepted. One without content never passes.
+
+    What follows from its terms is worked out once, when it is first asked for.
+    """
 
     terms: tuple[Term, ...]
 
@@ -157,13 +161,13 @@ class Expectations:
         """Return the conjunction of both."""
         return Expectations(self.terms + (other.terms if isinstance(other, Expectations) else (other,)))
 
-    @property
+    @cached_property
     def demands(self) -> tuple[Demand, ...]:
         """All demands, in the order of the trust argument."""
         found = (term for term in self.terms if isinstance(term, Demand))
         return tuple(sorted(found, key=lambda demand: demand.point))
 
-    @property
+    @cached_property
     def profile(self) -> Profile:
         """The profile that the payload must have: a Nitro enclave's, unless ProfileIs says another."""
         profiles = {term.profile for term in self.terms if isinstance(term, ProfileIs)} or {NITRO_ENCLAVE}
@@ -176,14 +180,14 @@ class Expectations:
             raise MalformedInput("a demand on a Nitro enclave does not go with another profile", actual=profile.name)
         return profile
 
-    @property
+    @cached_property
     def names_image(self) -> bool:
         """Whether it is said what code may run: some images, PCR0-2 together, a signer, or aloud any."""
         if any(isinstance(term, (ImageIs, SignerIs, UnsafeAcceptAnyImage)) for term in self.terms):
             return True
         return set(self.profile.image) <= {term.index for term in self.terms if isinstance(term, RegisterIs)}
 
-    @property
+    @cached_property
     def accepts_unsigned(self) -> bool:
         """Whether UnsafeAcceptUnsigned was given."""
         return any(isinstance(term, UnsafeAcceptUnsigned) for term in self.terms)

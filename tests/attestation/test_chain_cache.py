@@ -187,17 +187,17 @@ def test_the_table_has_sound_and_unsound_chains() -> None:
 
 
 class _Counted:
-    """How many certificates were below the anchor each time that a path was validated."""
+    """How many certificates' signatures were verified each time that a path was validated."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lengths: list[int] = []
-        validate = chain_module._validate
+        validate = chain_module.validate_path
 
-        def counted(certificates: Any, **options: Any) -> Any:
-            self.lengths.append(len(certificates) - 1)
-            return validate(certificates, **options)
+        def counted(certificates: Any, *, sound: int = 1, **options: Any) -> Any:
+            self.lengths.append(len(certificates) - sound)
+            return validate(certificates, sound=sound, **options)
 
-        monkeypatch.setattr(chain_module, "_validate", counted)
+        monkeypatch.setattr(chain_module, "validate_path", counted)
 
 
 def test_only_what_is_new_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation.chain import aws_root
-from attestation.der import read_fields, read_plain_name
+from attestation.der import read_extensions, read_fields, read_plain_name
 
 from .documents import make_pki
 
@@ -40,16 +41,27 @@ def test_bytes_that_are_no_name_are_not_plain(raw: bytes) -> None:
     read_plain_name(raw)
     with pytest.raises(ValueError, match=r"."):
         read_fields(raw)
+    with pytest.raises(ValueError, match=r"."):
+        read_extensions(raw)
 
 
 @pytest.mark.parametrize("der", [aws_root().certificate, *PKI.certificates.values()])
 def test_the_fields_are_those_that_the_library_finds(der: bytes) -> None:
     certificate = x509.load_der_x509_certificate(der)
-    issuer, subject, key = read_fields(der)
-    assert issuer == certificate.issuer.public_bytes()
-    assert subject == certificate.subject.public_bytes()
-    assert key[-97:] == der[der.index(key) + len(key) - 97 :][:97]
-    assert read_plain_name(subject) == certificate.subject.rfc4514_string()
-    for size in range(len(der) // 2):
+    fields = read_fields(der)
+    assert fields.issuer == certificate.issuer.public_bytes()
+    assert fields.subject == certificate.subject.public_bytes()
+    assert read_plain_name(fields.subject) == certificate.subject.rfc4514_string()
+    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert fields.key == key
+    assert fields.signed == certificate.tbs_certificate_bytes
+    assert fields.signature[3:] == certificate.signature
+    assert fields.inner_algorithm == fields.algorithm
+    assert fields.algorithm in der
+    assert int.from_bytes(fields.serial[2:], "big") == certificate.serial_number
+    assert len(read_extensions(fields.extensions)) == len(certificate.extensions)
+    for size in range(len(der)):
         with pytest.raises(ValueError, match=r"."):
             read_fields(der[:size])
+    with pytest.raises(ValueError, match="bytes after the certificate"):
+        read_fields(der + b"\0")

@@ -9,9 +9,10 @@ from typing import Any, NoReturn
 import cbor2
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import attestation.binding
-import attestation.chain
+import attestation.chain_path
 import attestation.cose
 import attestation.nsm
 from attestation.binding import Binding, Purpose
@@ -24,10 +25,8 @@ from attestation.verifier import verify
 from enclave_image.errors import MalformedEif
 from host_shim.eif_signer import signer_of
 
-from .documents import MADE_AT, POLICY_HASH, make_document, make_pki
+from .documents import MADE_AT, PLACEHOLDER, POLICY_HASH, Pki, make_document, make_pki
 
-PKI = make_pki()
-DOCUMENT, ROOT = make_document(PKI), PKI.root
 PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 
 
@@ -38,9 +37,13 @@ class PanicException(BaseException):
 PanicException.__module__ = "pyo3_runtime"
 
 
-def _verify() -> object:
-    expected = Expectations.of(UnsafeAcceptAnyImage())
-    return verify(DOCUMENT, expected=expected, at=MADE_AT, roots=[ROOT])
+def _verifier(pki: Pki) -> Callable[[], object]:
+    document, expected, roots = make_document(pki), Expectations.of(UnsafeAcceptAnyImage()), [pki.root]
+    return lambda: verify(document, expected=expected, at=MADE_AT, roots=roots)
+
+
+_verify = _verifier(make_pki())
+_verify_by_library = _verifier(make_pki(leaf={"extensions": PLACEHOLDER}))
 
 
 def _read_binding() -> object:
@@ -53,7 +56,8 @@ def _read_section() -> object:
 
 STEPS: dict[str, tuple[object, str, Callable[[], object], str]] = {
     "certificate": (x509, "load_der_x509_certificate", _verify, "untrusted-chain"),
-    "chain": (attestation.chain, "PolicyBuilder", _verify, "untrusted-chain"),
+    "chain": (attestation.chain_path, "PolicyBuilder", _verify_by_library, "untrusted-chain"),
+    "link": (ec, "ECDSA", _verify, "untrusted-chain"),
     "signature": (attestation.cose, "encode_dss_signature", _verify, "bad-signature"),
     "root": (x509, "load_pem_x509_certificates", lambda: load_root(PEM.encode()), MalformedInput.slug),
     "participant": (x509, "load_pem_x509_certificate", lambda: parse_certificate(PEM), MalformedInput.slug),

@@ -19,6 +19,8 @@ import pytest
 
 from attestation import verify_cli
 from attestation.chain import aws_root, verify_chain
+from attestation.chain_certificate import load_certificate
+from attestation.chain_path import is_plain, validate_by_library
 from attestation.console import run_verb
 from attestation.cose import TAG_SIGN1, parse_sign1
 from attestation.document import parse_document
@@ -67,6 +69,16 @@ def test_the_index_and_the_folder_name_the_same_documents() -> None:
     if not INDEX.is_file():
         pytest.skip("the folder has no README.md that lists it")
     assert set(ROWS) == {path.name for path in PATHS}
+
+
+@_each(PATHS)
+def test_the_chain_is_plain_and_cryptography_finds_it_sound_too(path: Path) -> None:
+    """Point: what is judged by the plain form's rules is what AWS issues; and another implementation agrees."""
+    raw = path.read_bytes()
+    claims = parse_document(parse_sign1(raw).payload)
+    certificates = [load_certificate(der, path.name) for der in (*claims.cabundle, claims.certificate)]
+    assert is_plain(certificates, at=archived_time(raw))
+    validate_by_library(certificates, at=archived_time(raw))
 
 
 @_each(PATHS)
