@@ -29,6 +29,7 @@ class AdoptedEnclave:
     kept: Outside
     measurements: Measurements | None
     debug_mode: bool
+    port: int
     host: NitroHost = field(default_factory=VsockHost)
     kind: str = "nitro"
     accel: str | None = None
@@ -48,7 +49,7 @@ class AdoptedEnclave:
                 measured = load_measurements(json.dumps({"Measurements": record.measurements}).encode())[0]
             except VeracruzError as error:
                 raise IsolateDied("the record's measurements have another form", actual=error) from error
-        return cls(record.outside, measured, record.debug)
+        return cls(record.outside, measured, record.debug, record.port)
 
     def seat(self, base: Path) -> Seat:
         """Return the parent's ports; they are not opened any more."""
@@ -66,4 +67,6 @@ class AdoptedEnclave:
         complaints, complaints_end = os.pipe()
         guest = NitroGuest(self.kept.tool, self.kept.name, complaints=complaints_end, enclave=enclave)
         console, extras = read_console(self.host, self.kept.name, self.kept.cid, log, debug_mode=self.debug_mode)
-        return Running(guest, (), console, complaints, extras, self.host.target(self.kept.name, self.kept.cid))
+        return Running(
+            guest, (), console, complaints, extras, self.host.target(self.kept.name, self.kept.cid, self.port)
+        )

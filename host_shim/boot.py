@@ -67,6 +67,7 @@ class Setting:
     limits: Limits
     instance_id: str | None = None
     egress: tuple[Rule, ...] = ()
+    old_documents: bool = False
 
 
 @dataclass(slots=True)
@@ -117,8 +118,12 @@ class Boot:
                     match news := await self.news.get():
                         case Heartbeat():
                             heartbeat.reschedule(None)
-                            self.awaited = "attestor"
                             report.step("heartbeat answered")
+                            if self.setting.policy is None:  # all that others' images say of themselves
+                                self.awaited = ""
+                                self.ports.rest()
+                                return
+                            self.awaited = "attestor"
                         case EventCode(Event.ATTESTOR_READY):
                             self.awaited = "taking of the policy"
                             report.step(tell_event(Event.ATTESTOR_READY))
@@ -248,6 +253,8 @@ async def start_boot(
         pump = asyncio.create_task(setting.console.pump(running.console))
         vital = [child for child in boot.children if child not in running.extras]
         tasks = [asyncio.create_task(_tell_end(child, news)) for child in vital]
+        if setting.policy is None and isolate.evidence is Evidence.AWS and not isolate.adopted:
+            tasks.append(asyncio.create_task(_tell_started(running, news)))
         tasks.append(asyncio.create_task(_tell_complaints(running.complaints, boot.complaints, news)))
         stack.push_async_callback(_finish, tasks, pump)
         if module is not None:
@@ -266,7 +273,7 @@ def _module(isolate: Isolate, setting: Setting, stack: contextlib.AsyncExitStack
     identity = Identity.random(setting.role, setting.instance_id)
     state = BootState(isolate.measurements, identity, isolate.signer)
     chain = Chain(setting.root.authority, module_id=identity.module_id)
-    return NsmEmulator(state, chain, clock=lambda: datetime.now(UTC), board=board)
+    return NsmEmulator(state, chain, clock=lambda: datetime.now(UTC), indefinite=not setting.old_documents, board=board)
 
 
 def _start_relay(setting: Setting, target: str) -> tuple[Child, int]:
@@ -302,6 +309,12 @@ async def _start_egress(setting: Setting, base: str) -> Child | None:
 
 async def _tell_end(child: Process, news: asyncio.Queue[News]) -> None:
     news.put_nowait(Ended(child, await child.wait()))
+
+
+async def _tell_started(running: Running, news: asyncio.Queue[News]) -> None:
+    """Tell of the heartbeat that the launcher answered, as far as it says so."""
+    if running.started is None or await running.started():
+        news.put_nowait(Heartbeat())
 
 
 async def _tell_complaints(source: int | None, kept: list[str], news: asyncio.Queue[News]) -> None:

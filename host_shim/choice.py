@@ -7,13 +7,18 @@ import argparse
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attestation.errors import UsageError
+from enclave_image.runtime.wire import PORT_API
 
-from .isolate import Isolate
+from .isolate import Evidence, Isolate
+
+if TYPE_CHECKING:
+    from enclave_image.eif import Eif
 
 KINDS = ("qemu", "qemu-nitro", "nitro", "process")
+NO_MODULE = "this host reads the isolate's memory, and no security module is in it: it can show no evidence"
 NITRO_CPUS = 2  # a Nitro enclave takes whole cores, and a core has two threads
 
 
@@ -48,14 +53,12 @@ def choose_isolates(args: argparse.Namespace, stack: contextlib.ExitStack) -> Ch
 
 
 def _choose_qemu(args: argparse.Namespace, stack: contextlib.ExitStack) -> Choice:
-    from enclave_image.eif import load_eif
-
     from .accel import Accel, KvmVerdict
     from .accel_probe import try_accelerator
     from .qemu import BootFiles, Machine, QemuIsolate, check_kernel, check_memory, choose_accelerators, find_qemu
 
     qemu = find_qemu(args.qemu)
-    image = load_eif(args.image)
+    image = _load_image(args)
     check_kernel(image)
     machine = _machine(args, Machine)
     check_memory(machine, image.size)
@@ -63,15 +66,22 @@ def _choose_qemu(args: argparse.Namespace, stack: contextlib.ExitStack) -> Choic
     verdict = KvmVerdict(qemu.banner)
     accelerators = choose_accelerators(args.accel, verdict, lambda: try_accelerator(qemu, Accel.KVM) is None)
     isolates = [
-        QemuIsolate(qemu, files, machine, accel, tentative=tentative, debug_mode=args.debug_mode)
+        QemuIsolate(
+            qemu,
+            files,
+            machine,
+            accel,
+            tentative=tentative,
+            debug_mode=args.debug_mode,
+            port=port_of(args),
+            **_without_policy(args),
+        )
         for accel, tentative in accelerators
     ]
     return Choice(isolates, _remember(verdict, isolates), machine.memory_mib, machine.cpus)
 
 
 def _choose_qemu_nitro(args: argparse.Namespace, stack: contextlib.ExitStack) -> Choice:
-    from enclave_image.eif import load_eif
-
     from .accel import Accel, KvmVerdict
     from .accel_probe import try_accelerator
     from .qemu import Machine, SealedFile, check_kernel, check_memory, choose_accelerators
@@ -83,7 +93,7 @@ def _choose_qemu_nitro(args: argparse.Namespace, stack: contextlib.ExitStack) ->
             hint="leave --debug-mode out",
         )
     qemu = find_qemu_nitro(args.qemu)
-    image = load_eif(args.image)
+    image = _load_image(args)
     check_kernel(image)
     machine = _machine(args, Machine)
     check_memory(machine, image.size)
@@ -93,15 +103,15 @@ def _choose_qemu_nitro(args: argparse.Namespace, stack: contextlib.ExitStack) ->
     accelerators = choose_accelerators(args.accel, verdict, lambda: try_accelerator(qemu, Accel.KVM) is None)
     parent = Parent(args.role, args.instance_id)
     isolates = [
-        QemuNitroIsolate(qemu, file, image.measurements, machine, accel, parent, tentative=tentative)
+        QemuNitroIsolate(
+            qemu, file, image.measurements, machine, accel, parent, tentative=tentative, port=port_of(args)
+        )
         for accel, tentative in accelerators
     ]
     return Choice(isolates, _remember(verdict, isolates), machine.memory_mib, machine.cpus)
 
 
 def _choose_nitro(args: argparse.Namespace) -> Choice:
-    from enclave_image.eif import load_eif
-
     from .eif_signer import signer_of
     from .nitro import NitroIsolate, check_nitro_memory, find_launcher
 
@@ -109,7 +119,7 @@ def _choose_nitro(args: argparse.Namespace) -> Choice:
         raise UsageError(
             "on Nitro the role and the instance are this instance's own", hint="leave --role and --instance-id out"
         )
-    image = load_eif(args.image)
+    image = _load_image(args)
     memory = args.memory or check_nitro_memory(None, image.size)
     check_nitro_memory(memory, image.size)
     cpus = args.cpus or NITRO_CPUS
@@ -122,8 +132,30 @@ def _choose_nitro(args: argparse.Namespace) -> Choice:
         cpus=cpus,
         cid=args.enclave_cid,
         debug_mode=args.debug_mode,
+        port=port_of(args),
     )
     return Choice([isolate], memory_mib=memory, cpus=cpus)
+
+
+def _load_image(args: argparse.Namespace) -> Eif:
+    from enclave_image.eif import load_eif
+
+    from .image_origin import check_origin
+
+    image = load_eif(args.image)
+    check_origin(image, policy=not args.no_policy)
+    return image
+
+
+def port_of(args: argparse.Namespace) -> int:
+    """Return the isolate's port that is relayed to."""
+    port: int | None = args.port
+    return PORT_API if port is None else port
+
+
+def _without_policy(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what is so of a `qemu` isolate where no module of ours waits for it."""
+    return {"evidence": Evidence.NONE, "caution": NO_MODULE} if args.no_policy else {}
 
 
 def _machine(args: argparse.Namespace, kind: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +37,7 @@ class Running:
     complaints: int | None = None  # descriptor: what the program that runs it says on stderr
     extras: tuple[Process, ...] = ()  # it can go on without these
     target: str | None = None  # where participants reach it; None is the Unix socket BASE_5000
+    started: Callable[[], Awaitable[bool]] | None = None  # where others answer its heartbeat: waits until they have
 
     @property
     def children(self) -> tuple[Process, ...]:
@@ -60,6 +61,7 @@ class Evidence(StrEnum):
 
     DEVELOPMENT = "development"  # our emulator, under this host's development root
     UNSIGNED = "unsigned"  # nobody
+    NONE = "none"  # it has no module
     AWS = "aws"
 
     @property

@@ -127,6 +127,7 @@ def describe_isolate(args: argparse.Namespace) -> int:
         "ended": record.ended,
         "restart": record.restart,
         "processes": _processes(record),
+        "port": record.port,
         "sockets": record.sockets,
         "state": str(directory / "state.json"),
         "console": str(directory / "console.log"),

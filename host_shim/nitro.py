@@ -45,8 +45,8 @@ class NitroHost(Protocol):
     def seat(self, name: str, cid: int) -> Seat:
         """Return where the enclave finds its parent."""
 
-    def target(self, name: str, cid: int) -> str:
-        """Return where the relay reaches the enclave."""
+    def target(self, name: str, cid: int, port: int) -> str:
+        """Return where the relay reaches a port of the enclave."""
 
     def console(self, name: str, cid: int) -> Sequence[str]:
         """Return the arguments of the console's reader."""
@@ -59,9 +59,9 @@ class VsockHost:
         """Return the parent's ports on vsock."""
         return VsockSeat(cid)
 
-    def target(self, name: str, cid: int) -> str:
-        """Return the API's port in the enclave."""
-        return f"vsock:{cid}:{PORT_API}"
+    def target(self, name: str, cid: int, port: int) -> str:
+        """Return the port's address."""
+        return f"vsock:{cid}:{port}"
 
     def console(self, name: str, cid: int) -> Sequence[str]:
         """Return the hypervisor's port for this enclave."""
@@ -126,6 +126,7 @@ class NitroIsolate:
     cpus: int
     cid: int | None = None
     debug_mode: bool = False
+    port: int = PORT_API  # of the enclave's; what the relay leads to
     host: NitroHost = field(default_factory=VsockHost)
     kind: str = "nitro"
     accel: str | None = None
@@ -165,7 +166,7 @@ class NitroIsolate:
                 cid=cid, name=name, debug_mode=self.debug_mode,
             )  # fmt: skip
             return start_by_nitro_cli(self, command, name, cid, log)
-        return self._start_qemu(cid, self.host.target(name, cid))
+        return self._start_qemu(cid, self.host.target(name, cid, self.port))
 
     def qemu_command(self, cid: int) -> list[str]:
         """Return QEMU's command line: the whole file is the kernel, and the console is there in debug mode."""
@@ -208,7 +209,7 @@ def start_by_nitro_cli(isolate: NitroIsolate, command: Sequence[str], name: str,
         os.close(answer_end)
     guest = NitroGuest(tool, name, complaints=complaints_end, starter=starter, answer=answer)
     console, extras = read_console(isolate.host, name, cid, log, debug_mode=isolate.debug_mode)
-    return Running(guest, (), console, complaints, extras, isolate.host.target(name, cid))
+    return Running(guest, (), console, complaints, extras, isolate.host.target(name, cid, isolate.port), guest.started)
 
 
 def read_console(host: NitroHost, name: str, cid: int, log: int, *, debug_mode: bool) -> tuple[int, tuple[Child, ...]]:

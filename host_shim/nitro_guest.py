@@ -58,6 +58,11 @@ class NitroGuest:
             self._watching = asyncio.create_task(self._watch())
         return await asyncio.shield(self._watching)
 
+    async def started(self) -> bool:
+        """Wait until nitro-cli has had the enclave's heartbeat; return whether it has."""
+        await self._answered.wait()
+        return self._process is not None
+
     async def _watch(self) -> int:
         try:
             if self._starter is not None:

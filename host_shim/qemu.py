@@ -169,6 +169,7 @@ class QemuIsolate(BesideUs):
     kind: str = "qemu"
     caution: str = CAUTION
     evidence: Evidence = Evidence.DEVELOPMENT
+    port: int = PORT_API  # of the guest's; what the relay leads to
 
     @property
     def accel(self) -> str:
@@ -210,28 +211,33 @@ class QemuIsolate(BesideUs):
         """Start the backend, then QEMU on it."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            backend = await start_backend(ours.fileno(), base, log)
+            backend = await start_backend(ours.fileno(), base, log, self.port)
             descriptors = [theirs.fileno(), self.files.kernel.descriptor, self.files.ramdisks.descriptor]
             try:
-                return start_guest(self.command(theirs.fileno()), backend, descriptors)
+                return start_guest(self.command(theirs.fileno()), backend, descriptors, target=f"{base}_{self.port}")
             except BaseException:
                 await backend.stop()
                 raise
 
 
-async def start_backend(vsock: int, base: Path, log: int) -> Child:
-    """Start our vsock backend on a connected socket; the guest finds its parent at BASE_PORT."""
+async def start_backend(vsock: int, base: Path, log: int, port: int) -> Child:
+    """Start our vsock backend on a connected socket; the guest finds us, and we its `port`, at BASE_PORT."""
     return await start_ready(
         python_command(
             "host_shim.vhost_user", "--fd", str(vsock), "--base", str(base),
-            "--listen", str(PORT_API), "--guest-cid", str(GUEST_CID),
+            "--listen", str(port), "--guest-cid", str(GUEST_CID),
         ),
         name="vsock backend", log=log, pass_fds=[vsock],
     )  # fmt: skip
 
 
 def start_guest(
-    command: Sequence[str], backend: Child, pass_fds: Sequence[int], environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    backend: Child,
+    pass_fds: Sequence[int],
+    *,
+    target: str,
+    environment: Mapping[str, str] | None = None,
 ) -> Running:
     """Start QEMU beside its backend; raise NoQemu."""
     console, console_end = os.pipe()
@@ -247,7 +253,7 @@ def start_guest(
     finally:
         os.close(console_end)
         os.close(complaints_end)
-    return Running(guest, (backend,), console, complaints)
+    return Running(guest, (backend,), console, complaints, target=target)
 
 
 def choose_accelerators(

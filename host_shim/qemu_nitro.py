@@ -18,6 +18,7 @@ from pathlib import Path
 from attestation.errors import UsageError
 from attestation.measurements import Measurements
 from enclave_image.config import cache_dir
+from enclave_image.runtime.wire import PORT_API
 
 from .accel import Accel
 from .children import Child
@@ -116,6 +117,7 @@ class QemuNitroIsolate(BesideUs):
     caution: str = CAUTION
     evidence: Evidence = Evidence.UNSIGNED
     signer: bytes | None = None  # QEMU takes the certificate from the file itself
+    port: int = PORT_API  # of the guest's; what the relay leads to
 
     @property
     def accel(self) -> str:
@@ -148,11 +150,11 @@ class QemuNitroIsolate(BesideUs):
         """Start the backend, then QEMU on it; the copies that QEMU makes of the image's parts lie with the sockets."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            backend: Child = await start_backend(ours.fileno(), base, log)
+            backend: Child = await start_backend(ours.fileno(), base, log, self.port)
             try:
                 return start_guest(
                     self.command(theirs.fileno()), backend, [theirs.fileno(), self.image.descriptor],
-                    environment={"TMPDIR": str(base.parent)},
+                    target=f"{base}_{self.port}", environment={"TMPDIR": str(base.parent)},
                 )  # fmt: skip
             except BaseException:
                 await backend.stop()

@@ -9,6 +9,8 @@ from enum import StrEnum
 from types import NoneType
 from typing import Any
 
+from enclave_image.runtime.wire import PORT_API
+
 from .children import ProcessId
 
 
@@ -65,6 +67,7 @@ class Record:
     restart: str = "never"
     restarts: int = 0  # how many isolates died before this one
     outside: Outside | None = None
+    port: int = PORT_API  # of the isolate's; what the relay leads to
 
     def dump(self) -> bytes:
         """Return the file's bytes."""
@@ -101,7 +104,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("children", "roles"), (list,)),
     **dict.fromkeys(("supervisor", "outside"), (dict, NoneType)),
     "measurements": (dict,),
-    "restarts": (int,),
+    **dict.fromkeys(("restarts", "port"), (int,)),
     "debug": (bool,),
 }  # fmt: skip
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from attestation.console import EXIT_INTERRUPTED, Commands, emit, new_parser, say
 from attestation.errors import EXIT_OK, UsageError
+from enclave_image.runtime.wire import PORT_API
 
-from .choice import KINDS, choose_isolates
+from .choice import KINDS, choose_isolates, port_of
 from .list_cli import summary_of
 from .relay_cli import add_limits, check_limits, make_limits
 from .restart import FORM, RestartPolicy
@@ -33,7 +34,13 @@ def add_run(enclave: Commands) -> None:
     """Add the verb."""
     parser = new_parser(enclave, "run", summary="start an isolate and relay participants to it", run=run_isolate)
     parser.add_argument("image", metavar="IMAGE.eif", type=Path, nargs="?", help="the image (`process` needs none)")
-    parser.add_argument("--policy", metavar="FILE", type=Path, required=True, help="the one policy of its life")
+    policy = parser.add_mutually_exclusive_group(required=True)
+    policy.add_argument("--policy", metavar="FILE", type=Path, help="the one policy of its life")
+    policy.add_argument(
+        "--no-policy", action="store_true",
+        help="the image is not one of ours (`image build --from-oci`, AWS's tools): it gets none",
+    )  # fmt: skip
+    parser.add_argument("--port", metavar="N", type=int, help="with --no-policy: the isolate's vsock port to relay to")
     parser.add_argument("--isolate", choices=KINDS, default="qemu", help="default: qemu")
     parser.add_argument(
         "--listen", metavar="ENDPOINT", default="127.0.0.1:0",
@@ -51,6 +58,10 @@ def add_run(enclave: Commands) -> None:
         help=f"{FORM}: start a new isolate, with a new key, after one has died (default never)",
     )  # fmt: skip
     parser.add_argument("--debug-mode", action="store_true", help="evidence with PCR0-2 zero, as Nitro's debug mode")
+    parser.add_argument(
+        "--old-documents", action="store_true",
+        help="evidence in the form that AWS wrote until April 2025 (definite-length map; qemu and process only)",
+    )  # fmt: skip
     parser.add_argument("--role", metavar="ARN", help="the parent's IAM role, for PCR3 (not on Nitro: it is its own)")
     parser.add_argument(
         "--egress", metavar="PORT=HOST:PORT", action="append", default=[],
@@ -71,6 +82,7 @@ def run_isolate(args: argparse.Namespace) -> int:
     _demand_range("--memory", args.memory, 64, 1 << 20, "MiB")
     _demand_range("--cpus", args.cpus, 1, 64, "processors")
     _demand_range("--boot-limit", args.boot_limit, 1, 86400, "seconds")
+    _demand_range("--port", args.port, 0, (1 << 32) - 2, "(a vsock port)")
     _demand_range("--enclave-cid", args.enclave_cid, 4, (1 << 32) - 2, "(a CID that is nobody's)")
     check_limits(args, longest_drain=LONGEST_DRAIN)
     RestartPolicy.parse(args.restart)
@@ -113,6 +125,24 @@ def _demand_range(option: str, value: float | None, least: int, most: int, unit:
         raise UsageError(f"{option} is out of range", expected=f"{least} to {most} {unit}", actual=value)
 
 
+def _demand_agreement(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that do not go together."""
+    if args.no_policy and args.isolate == "process":
+        raise UsageError("a `process` isolate is our runtime, which wants a policy", hint="--policy FILE")
+    if args.no_policy and args.port is None:
+        raise UsageError("without a policy nothing says where the isolate serves", hint="--port N: its vsock port")
+    if args.port is not None and not args.no_policy:
+        raise UsageError(
+            f"an image of ours serves at its port {PORT_API}", actual=f"--port {args.port}",
+            hint="leave --port out; for an image of another kind: --no-policy",
+        )  # fmt: skip
+    if args.old_documents and (args.no_policy or args.isolate not in ("qemu", "process")):
+        raise UsageError(
+            "--old-documents is a form of our own module's evidence", expected="--isolate qemu or process",
+            actual="--no-policy" if args.no_policy else f"--isolate {args.isolate}",
+        )  # fmt: skip
+
+
 def _supervise(args: argparse.Namespace, report: Report, serving: Tell) -> signal.Signals | None:
     from attestation.input_files import read_policy
 
@@ -121,19 +151,21 @@ def _supervise(args: argparse.Namespace, report: Report, serving: Tell) -> signa
     from .listen import parse_endpoint
     from .supervisor import Order, Supervisor
 
+    _demand_agreement(args)
     listen = parse_endpoint(args.listen)
     egress = parse_rules(args.egress)
     if egress and args.isolate == "nitro":
         raise UsageError("--egress works beside our own vsock backend only", hint="on Nitro: AWS's vsock-proxy")
     if args.name is not None:
         Isolates().directory(args.name)
-    policy = read_policy(args.policy)
+    policy = None if args.no_policy else read_policy(args.policy)
     with contextlib.ExitStack() as stack:
         choice = choose_isolates(args, stack)
-        _warn(report, policy, choice.isolates)
+        if policy is not None:
+            _warn(report, policy, choice.isolates)
         order = Order(
             isolates=choice.isolates,
-            policy=policy.raw,
+            policy=policy.raw if policy is not None else None,
             image=None if args.image is None or args.isolate == "process" else str(args.image.absolute()),
             listen=listen,
             name=args.name,
@@ -146,6 +178,8 @@ def _supervise(args: argparse.Namespace, report: Report, serving: Tell) -> signa
             memory_mib=choice.memory_mib,
             cpus=choice.cpus,
             restart=RestartPolicy.parse(args.restart),
+            port=port_of(args),
+            old_documents=args.old_documents,
         )
         root = open_root(lambda: datetime.now(UTC))
         return Supervisor(order, root, report, lambda record: serving(summary_of(record))).run(Isolates())

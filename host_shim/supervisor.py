@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from attestation.binding import policy_hash
 from attestation.errors import VeracruzError, escape
 from attestation.measurements import ZERO_PCR, Measurements, dump_measurements
+from enclave_image.runtime.wire import PORT_API
 
 from .boot import Boot, Interrupted, Setting, show_measurements, start_boot
 from .children import ProcessId
@@ -53,6 +54,8 @@ class Order:
     memory_mib: int | None = None
     cpus: int | None = None
     restart: RestartPolicy = field(default_factory=RestartPolicy)
+    port: int = PORT_API  # of the isolate's, that the relay leads to
+    old_documents: bool = False  # our emulator's: as AWS wrote them until April 2025
     adopted: Record | None = None  # of an isolate that goes on: it is taken over, and nothing is started
     works: Callable[[Isolate], None] = lambda isolate: None  # told which one came up
 
@@ -99,6 +102,7 @@ class Supervisor:
         setting = Setting(
             claim, listener, console, self._report, self._root, log, self._order.policy, self._order.policy_hash,
             self._order.role, self._order.limits, self._order.instance_id, self._order.egress,
+            self._order.old_documents,
         )  # fmt: skip
         restarts = Restarts(self._order.restart)
         try:
@@ -245,6 +249,7 @@ class Supervisor:
             memory_mib=self._order.memory_mib,
             cpus=self._order.cpus,
             restart=str(self._order.restart),
+            port=self._order.port,
         )
 
     def _write_end(self, claim: Claim, stage: Stage, reason: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from host_shim.isolate import Running
 from host_shim.qemu import BootFiles, Machine, QemuIsolate, find_qemu
 
 from ..enclave_image.container.layouts import Layout, folder, hard, make_tar, member
+from ..waiting import eventually
 from .machines import World
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
@@ -158,6 +160,23 @@ def test_the_command_runs_as_its_user_in_its_directory_and_is_reached(built: Pat
             writer.close()
 
     asyncio.run(main())
+
+
+def test_enclave_run_relays_to_it(world: World, built: Path) -> None:
+    done = world.run("enclave", "run", built, "--no-policy", "--port", "5000", "--detach", "--json")
+    try:
+        host, _, port = done.json["endpoint"].rpartition(":")
+        assert eventually(lambda: echoes(host, int(port)), patience=PATIENCE)
+        assert "user 1000 1001" in world.run("enclave", "console", done.json["name"]).out
+    finally:
+        world.run("enclave", "stop", done.json["name"])
+
+
+def echoes(host: str, port: int) -> bool:
+    with socket.create_connection((host, port), timeout=30) as client, contextlib.suppress(ConnectionError):
+        client.sendall(b"hello")
+        return client.recv(5, socket.MSG_WAITALL) == b"hello"
+    return False
 
 
 @pytest.mark.parametrize(

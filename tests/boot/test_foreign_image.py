@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -31,6 +32,10 @@ from host_shim.news import FromGuest, Heartbeat
 from host_shim.nsm_emulator import BootState, Identity, NsmEmulator
 from host_shim.parent_ports import ParentPorts
 from host_shim.qemu import GUEST_CID, BootFiles, Machine, QemuIsolate, find_qemu
+
+from ..waiting import eventually
+from .machines import World
+from .nitro_machine import find_nitro_qemu
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(900)]
 
@@ -128,6 +133,36 @@ async def talk(base: Path, stack: contextlib.AsyncExitStack) -> asyncio.StreamRe
                     return reader
             writer.close()
             await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("isolate", ["qemu", "qemu-nitro"])
+def test_enclave_run_starts_it_and_relays_to_its_port(foreign: Eif, world: World, isolate: str, tmp_path: Path) -> None:
+    if isolate == "qemu-nitro":
+        find_nitro_qemu()
+    file = tmp_path / "foreign.eif"
+    file.write_bytes(write_eif([(section.type, bytes(section.data)) for section in foreign.sections]))
+    words = ("--no-policy", "--port", "5000", "--isolate", isolate, "--accel", "tcg", "--boot-limit", str(PATIENCE))
+    told = world.run("enclave", "run", file, *words, "--detach", "--json").json
+    try:
+        assert (told["policy"], told["evidence"]) == (None, "none" if isolate == "qemu" else "unsigned")
+        host, _, port = told["endpoint"].rpartition(":")
+        assert eventually(lambda: greets(host, int(port)), patience=PATIENCE)
+        known = world.run("enclave", "describe", told["name"], "--json").json
+        assert (known["stage"], known["port"]) == ("serving", 5000)
+        with socket.create_connection((host, int(port)), timeout=30) as client:
+            client.sendall(b"quit")  # it ends, and says so nowhere but on its console
+        assert eventually(lambda: world.run("enclave", "list", "--json").json["isolates"] == [], patience=PATIENCE)
+        known = world.run("enclave", "describe", told["name"], "--json").json
+        assert known["stage"] == "failed"
+        assert "foreign command: serving" in world.run("enclave", "console", told["name"]).out
+    finally:
+        world.run("enclave", "stop", told["name"], expect=None)
+
+
+def greets(host: str, port: int) -> bool:
+    with socket.create_connection((host, port), timeout=30) as client, contextlib.suppress(ConnectionError):
+        return client.makefile("rb").readline() == GREETING
+    return False
 
 
 async def press_reset(monitor: Path) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from enclave_image.runtime.wire import PORT_API
 from host_shim.parent_seat import Seat, UnixSeat
 
 
@@ -28,9 +27,9 @@ class UnixNitroHost:
         (self.home / name).mkdir(exist_ok=True)  # the parent listens before the launcher begins
         return _SharedSeat(self.home / name / "v")
 
-    def target(self, name: str, cid: int) -> str:
-        """Return the API's socket."""
-        return f"{self.home / name / 'v'}_{PORT_API}"
+    def target(self, name: str, cid: int, port: int) -> str:
+        """Return the port's socket."""
+        return f"{self.home / name / 'v'}_{port}"
 
     def console(self, name: str, cid: int) -> Sequence[str]:
         """Return a socket where the console would be."""

@@ -33,9 +33,9 @@ def echo(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_WR)
 
 
-def serve(ports: UnixSockets) -> None:
+def serve(ports: UnixSockets, port: int = PORT_API) -> None:
     """Listen where participants arrive."""
-    listener = ports.listen(PORT_API)
+    listener = ports.listen(port)
 
     def accept() -> None:
         while True:
@@ -70,6 +70,10 @@ def main(base: str, way: str) -> int:
     with ports.dial(PORT_HEARTBEAT) as sock:
         sock.sendall(HEARTBEAT)
         assert sock.recv(1) == HEARTBEAT
+    if way.startswith("foreign:"):  # all that others' images do
+        assert not [name for name in (PORT_POLICY, PORT_EVENTS, PORT_NSM) if Path(f"{base}_{name}").exists()]
+        serve(ports, int(way.removeprefix("foreign:")))
+        time.sleep(600)
     events = ports.dial(PORT_EVENTS)
     if device:
         assert not Path(f"{base}_{PORT_NSM}").exists()

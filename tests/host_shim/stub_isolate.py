@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attestation.measurements import Measurements
+from enclave_image.runtime.wire import PORT_API
 from host_shim.children import Child, python_command
 from host_shim.isolate import BesideUs, Evidence, Running
 
@@ -24,6 +25,7 @@ class StubIsolate(BesideUs):
     evidence: Evidence = Evidence.DEVELOPMENT
     measurements: Measurements | None = None
     signer: bytes | None = None
+    port: int = PORT_API
 
     async def start(self, base: Path, log: int) -> Running:
         """Start the guest, and for some ways a helper that ends when its file goes away."""
@@ -40,4 +42,4 @@ class StubIsolate(BesideUs):
         )  # fmt: skip
         os.close(console_end)
         os.close(complaints_end)
-        return Running(guest, helpers, console, complaints)
+        return Running(guest, helpers, console, complaints, target=f"{base}_{self.port}")

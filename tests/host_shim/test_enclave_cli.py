@@ -20,6 +20,7 @@ import pytest
 
 from attestation.chain import load_root
 from attestation.channel import fetch_evidence
+from attestation.cose import parse_sign1
 from attestation.endpoint import Endpoint
 from attestation.expectations import Expectations, UnsafeAcceptDebug
 from attestation.identity import make_identity
@@ -128,6 +129,15 @@ def test_a_detached_isolate_serves_evidence_until_it_is_stopped(host: Host) -> N
     assert host.run("stop", "one")[0] == 0  # again is no error
 
 
+@pytest.mark.parametrize(("words", "head"), [((), 0xBF), (("--old-documents",), 0xA9)])
+def test_documents_have_the_form_of_today_or_on_request_the_one_before(
+    host: Host, words: tuple[str, ...], head: int
+) -> None:
+    told = host.json(*PROCESS, str(host.policy), "--detach", *words)
+    evidence = fetch_evidence(Endpoint.parse(told["endpoint"]), os.urandom(32))
+    assert parse_sign1(evidence.document).payload[0] == head  # RFC 8949 3.2.2: an indefinite-length map, or one of nine
+
+
 def test_says_that_a_process_protects_nothing(host: Host) -> None:
     _, _, err = host.run(*PROCESS, str(host.policy), "--detach")
     assert "protects nothing" in err
@@ -215,6 +225,17 @@ def bad_image(host: Host) -> list[str]:
     return ["run", str(image), "--policy", str(host.policy)]
 
 
+def made_by(host: Host, tool: str) -> list[str]:
+    image = host.home / "image.eif"
+    parts = [
+        (SectionType.KERNEL, b"kernel"), (SectionType.CMDLINE, b"quiet"),
+        (SectionType.METADATA, json.dumps({"ImageName": "x", "BuildMetadata": {"BuildTool": tool}}).encode()),
+        (SectionType.RAMDISK, bytes(1000)),
+    ]  # fmt: skip
+    image.write_bytes(write_eif(parts))
+    return ["run", str(image)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -229,6 +250,21 @@ def bad_image(host: Host) -> list[str]:
         (lambda host: ["run", "x", "--policy", "y", "--boot-limit", "nan"], 2, "--boot-limit is out of range"),
         (lambda host: ["run", "/dev/zero", "--policy", str(host.policy)], 2, "image /dev/zero is too large"),
         (lambda host: [*PROCESS, str(host.policy), "--listen", "unix:/none/x"], 3, "cannot listen on unix:/none/x"),
+        (lambda host: ["run", "x", "--no-policy"], 2, "--port N: its vsock port"),
+        (lambda host: ["run", "x", "--no-policy", "--port", "-1"], 2, "--port is out of range"),
+        (lambda host: ["run", "x", "--policy", "y", "--port", "80"], 2, "an image of ours serves at its port 5000"),
+        (lambda host: ["run", "--isolate", "process", "--no-policy", "--port", "1"], 2, "which wants a policy"),
+        (lambda host: [*made_by(host, "veracruz"), "--no-policy", "--port", "1"], 2, "our runtime, which waits for a"),
+        (
+            lambda host: [*made_by(host, "nitro-cli"), "--policy", str(host.policy)],
+            2,
+            "it would never ask for the policy",
+        ),
+        (
+            lambda host: ["run", "x", "--policy", "y", "--old-documents", "--isolate", "nitro"],
+            2,
+            "a form of our own module's evidence",
+        ),
         (lambda host: ["stop"], 2, "which isolate"),
         (lambda host: ["stop", "nobody"], 2, "no isolate of this name"),
         (lambda host: ["console", "nobody"], 2, "no isolate of this name"),

@@ -63,11 +63,10 @@ if options["adopt"]:
 else:
     isolate = NitroIsolate(
         Launcher(tool), Path(options["image"]), measured, None, options["memory"], 2, debug_mode=options["debug"],
-        host=host,
+        host=host, port=5000 if options["policy"] else 7777,
     )
-    order = Order(
-        [isolate], b"{}", options["image"], parse_endpoint("127.0.0.1:0"), name="one", boot_limit=options["limit"]
-    )
+    policy, listen = options["policy"] and b"{}", parse_endpoint("127.0.0.1:0")
+    order = Order([isolate], policy, options["image"], listen, name="one", boot_limit=options["limit"])
 root = open_root(lambda: datetime.now(UTC), state)
 try:
     asked = Supervisor(order, root, Report(say), lambda r: print(r.endpoint, flush=True)).run(Isolates(state))
@@ -104,9 +103,12 @@ class Nitro:
 
     @contextmanager
     def run(
-        self, *, memory: int = 64, debug: bool = False, adopt: bool = False, limit: float = 30
+        self, *, memory: int = 64, debug: bool = False, adopt: bool = False, limit: float = 30, policy: bool = True
     ) -> Iterator[subprocess.Popen[str]]:
-        options = {"memory": memory, "debug": debug, "adopt": adopt, "image": str(self.image), "limit": limit}
+        options = {
+            "memory": memory, "debug": debug, "adopt": adopt, "image": str(self.image), "limit": limit,
+            "policy": policy or None,
+        }  # fmt: skip
         with subprocess.Popen(
             [sys.executable, "-c", RUN, str(self.home), str(self.enclaves), str(self.tool), json.dumps(options)],
             cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -165,6 +167,18 @@ def test_an_enclave_serves_until_it_is_asked_to_end(nitro: Nitro) -> None:
     assert process.returncode == 40 + signal.SIGTERM, said
     assert "simulated nitro-cli" in said
     assert nitro.stage() == (Stage.ENDED, "stopped by SIGTERM")
+
+
+def test_an_enclave_of_anothers_making_serves_once_nitro_cli_had_its_heartbeat(nitro: Nitro) -> None:
+    nitro.set("FAKE_NITRO_WAY", "foreign:7777")
+    with nitro.run(policy=False) as process:
+        address = endpoint(process)
+        assert eventually(lambda: echo(address) == b"through the relay")
+        record = nitro.isolates.find("one")
+        assert (record.stage, record.policy, record.evidence) == (Stage.SERVING, None, "aws")
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 40 + signal.SIGTERM, said
 
 
 def test_what_it_does_by_itself_is_told(nitro: Nitro) -> None:

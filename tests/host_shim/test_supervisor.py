@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import pytest
 
 from host_shim.children import ProcessId
 from host_shim.state import Isolates, Stage
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 RUN = """
@@ -29,6 +31,7 @@ from attestation.console import report, say
 from attestation.errors import VeracruzError
 from host_shim.dev_pki import open_root
 from host_shim.egress.rules import parse_rules
+from host_shim.isolate import Evidence
 from host_shim.listen import parse_endpoint
 from host_shim.report import Report
 from host_shim.restart import RestartPolicy
@@ -37,9 +40,11 @@ from host_shim.supervisor import Order, Supervisor
 from tests.host_shim.stub_isolate import StubIsolate
 
 home, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-ways = [StubIsolate(*way) for way in options["ways"]]
+policy = options["policy"] and options["policy"].encode()
+foreign = {} if policy else {"evidence": Evidence.NONE, "port": 7777}
+ways = [StubIsolate(*way, **foreign) for way in options["ways"]]
 order = Order(
-    ways, options["policy"].encode(), None, parse_endpoint(options["listen"]), name="one", boot_limit=options["limit"],
+    ways, policy, None, parse_endpoint(options["listen"]), name="one", boot_limit=options["limit"],
     restart=RestartPolicy.parse(options["restart"]),
     egress=parse_rules(options["egress"]),
     works=lambda isolate: print("works", isolate.way, flush=True),
@@ -82,7 +87,7 @@ class Run:
 
 @contextmanager
 def run(
-    home: Path, *ways: Any, policy: str = "{}", listen: str = "127.0.0.1:0", limit: float = 10,
+    home: Path, *ways: Any, policy: str | None = "{}", listen: str = "127.0.0.1:0", limit: float = 10,
     egress: tuple[str, ...] = (), restart: str = "never",
 ) -> Iterator[Run]:  # fmt: skip
     told = {
@@ -143,6 +148,27 @@ def test_serves_until_it_is_asked_to_end(tmp_path: Path, temporary: Path) -> Non
     wait_for_end(children)
     assert stage(tmp_path) == (Stage.ENDED, "stopped by SIGTERM")
     assert list(temporary.iterdir()) == []
+
+
+def test_an_isolate_of_anothers_making_serves_once_its_heartbeat_was_answered(tmp_path: Path) -> None:
+    with run(tmp_path, ["foreign:7777"], policy=None) as running:
+        endpoint = running.endpoint()
+        assert eventually(lambda: answers(endpoint))  # nothing tells when it listens
+        record = Isolates(tmp_path).find("one")
+        assert (record.stage, record.policy, record.evidence, record.root) == (Stage.SERVING, None, "none", None)
+        running.process.send_signal(signal.SIGTERM)
+        code, said = running.finish()
+    assert code == 40 + signal.SIGTERM
+    assert "heartbeat answered" in said
+    assert "policy" not in said
+
+
+def answers(endpoint: tuple[str, int]) -> bool:
+    with socket.create_connection(endpoint, timeout=10) as client:
+        client.sendall(b"hello")
+        with contextlib.suppress(ConnectionError):
+            return client.recv(100) == b"hello"
+    return False
 
 
 def test_ctrl_c_during_the_boot_leaves_nothing(tmp_path: Path, temporary: Path) -> None:
