@@ -6,13 +6,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from attestation.console import emit, warn
 from attestation.errors import EXIT_OK, escape
 
+from .board import look_at
 from .record import Record, Stage
-from .state import Damaged, Isolates
+from .relay.counters import Counters
+from .state import RELAY_COUNTERS, Damaged, Isolates
 
 SHORT_HASH = 12  # characters of the policy's hash in a list
 NOTE = 60  # characters of a reason in a list
@@ -128,6 +131,7 @@ def describe_isolate(args: argparse.Namespace) -> int:
         "restart": record.restart,
         "processes": _processes(record),
         "port": record.port,
+        "traffic": _traffic(directory / RELAY_COUNTERS, record),
         "sockets": record.sockets,
         "state": str(directory / "state.json"),
         "console": str(directory / "console.log"),
@@ -136,6 +140,17 @@ def describe_isolate(args: argparse.Namespace) -> int:
     }
     emit(args, known, "\n".join(_lines(known)))
     return EXIT_OK
+
+
+def _traffic(counters: Path, record: Record) -> dict[str, int] | None:
+    """Return what the relay counted since this isolate came up; None before it has."""
+    told = look_at(counters, Counters)
+    if told is None:
+        return None
+    return {
+        "open": told.open if record.stage.live else 0, "accepted": told.accepted, "refused": told.refused,
+        "bytes_in": told.bytes_in, "bytes_out": told.bytes_out,
+    }  # fmt: skip
 
 
 def _processes(record: Record) -> list[dict[str, Any]]:

@@ -149,6 +149,7 @@ def test_enclave_run_starts_it_and_relays_to_its_port(foreign: Eif, world: World
         assert eventually(lambda: greets(host, int(port)), patience=PATIENCE)
         known = world.run("enclave", "describe", told["name"], "--json").json
         assert (known["stage"], known["port"]) == ("serving", 5000)
+        assert set(known["traffic"]) == {"open", "accepted", "refused", "bytes_in", "bytes_out"}
         with socket.create_connection((host, int(port)), timeout=30) as client:
             client.sendall(b"quit")  # it ends, and says so nowhere but on its console
         assert eventually(lambda: world.run("enclave", "list", "--json").json["isolates"] == [], patience=PATIENCE)

@@ -20,6 +20,7 @@ from host_shim.errors import NameTaken
 from host_shim.list_cli import span, uptime
 from host_shim.record import Outside, Record, Stage
 from host_shim.state import Isolates
+from tests.waiting import eventually
 
 from .test_enclave_cli import PROCESS, Host, host
 from .test_state import a_record
@@ -47,6 +48,8 @@ def test_describe_tells_all_that_is_known(host: Host) -> None:
     assert [one["role"] for one in known["processes"]] == ["supervisor", "relay", "runtime"]
     assert all(one["alive"] for one in known["processes"])
     assert known["restart"] == "on-failure:2"
+    none = {"open": 0, "accepted": 0, "refused": 0, "bytes_in": 0, "bytes_out": 0}
+    assert eventually(lambda: host.json("describe", "one")["traffic"] == none)  # published once a second
     assert known["debug_mode"] is True
     assert 0 <= known["uptime_s"] < 120
     assert Path(known["console"]).is_file()
