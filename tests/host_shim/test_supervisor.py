@@ -22,6 +22,8 @@ from host_shim.children import ProcessId
 from host_shim.state import Isolates, Stage
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[2]
 RUN = """
 import json, sys
