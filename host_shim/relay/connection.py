@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import select
 import socket
 import struct
+import termios
 
 from .flow import Flow
 from .limits import Source
@@ -14,7 +16,9 @@ from .pipes import Pipes
 
 READABLE = select.EPOLLIN | select.EPOLLERR | select.EPOLLHUP
 WRITABLE = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
+NETWORK = (socket.AF_INET, socket.AF_INET6)
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
+TCP_CLOSE = 7  # tcp_info's state of a connection that is over
 
 
 class End:
@@ -29,14 +33,12 @@ class End:
         self.writes = writes  # the flow that it receives
         self.mask = 0
 
-    def serve(self, mask: int, buffer: memoryview) -> bool:
-        """Move what an event makes possible; return whether a byte moved. Raise OSError for a broken sender."""
-        moved = False
+    def serve(self, mask: int, buffer: memoryview) -> None:
+        """Move what an event makes possible."""
         if mask & READABLE and not self.reads.finished:
-            moved = self.reads.move(buffer)
+            self.reads.move(buffer)
         if mask & WRITABLE and self.writes.full:
-            moved |= self.writes.move(buffer)
-        return moved
+            self.writes.move(buffer)
 
     def watch(self, epoll: select.epoll) -> None:
         """Ask epoll for what is waited for now; for nothing, leave its set: a hang-up would be told for ever."""
@@ -81,7 +83,20 @@ class Connection:
     @property
     def broken(self) -> bool:
         """Whether one side has broken off."""
-        return self.inward.broken or self.outward.broken
+        return self.inward.broken or self.outward.broken or self.inward.cut or self.outward.cut
+
+    @property
+    def on_the_way(self) -> bool:
+        """Whether a side that is still there has bytes to come that a reset would overtake, and drop."""
+        return any(not flow.broken and _unconfirmed(flow.receiver) for flow in (self.inward, self.outward))
+
+    def pass_on_ends(self) -> None:
+        """Tell each side that the other has ended; not of one that broke off: that is no regular end."""
+        for flow, back in ((self.inward, self.outward), (self.outward, self.inward)):
+            if flow.cut and not back.finished:
+                back.break_off()
+            if flow.ended and not (flow.full or flow.finished):
+                flow.finish(tell=not (flow.cut or back.broken))
 
     def newly_moved(self) -> tuple[int, int]:
         """Return how many bytes went in and out since this was last asked."""
@@ -108,7 +123,14 @@ class Connection:
 
 def abort_socket(sock: socket.socket) -> None:
     """Close so that a peer on the network sees a reset; on a Unix socket it sees that if we left bytes unread."""
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
+    if sock.family in NETWORK:
         with contextlib.suppress(OSError):  # gone already
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     sock.close()
+
+
+def _unconfirmed(sock: socket.socket) -> bool:
+    """Return whether a peer on the network has still to confirm bytes (tcp(7): SIOCOUTQ, which the dead keep)."""
+    if sock.family not in NETWORK or sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
+        return False
+    return any(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))

@@ -44,6 +44,7 @@ class Target:
             raise
         try:
             sock.connect(self.address)
+            _refuse_itself(sock)
         except BlockingIOError as error:
             if error.errno != errno.EINPROGRESS:  # unix(7): EAGAIN is a full backlog; nothing was begun
                 sock.close()
@@ -60,3 +61,10 @@ def end_dialling(sock: socket.socket) -> None:
     number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if number:
         raise OSError(number, os.strerror(number))
+    _refuse_itself(sock)
+
+
+def _refuse_itself(sock: socket.socket) -> None:
+    """Raise OSError if TCP met itself: that happens at a port of clients' where nobody listens."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockname() == sock.getpeername():
+        raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))

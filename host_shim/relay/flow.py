@@ -3,6 +3,7 @@
 
 A flow that turns out to be bulk moves its bytes through a pipe inside the kernel; small messages are faster copied.
 A receiver that breaks off ends its flow alone: what it sent before it did is still carried the other way.
+Who is told of an end, and how, is the connection's affair: it knows both flows.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Flow:
         "_sender_fd",
         "_streak",
         "broken",
+        "cut",
         "ended",
         "finished",
         "full",
@@ -57,6 +59,7 @@ class Flow:
         self.sender = sender
         self.receiver = receiver
         self.ended = False  # the sender will send no more
+        self.cut = False  # it broke off
         self.finished = False  # and the receiver knows, or takes no more
         self.broken = False  # the receiver takes no more
         self.full = bool(first)  # the receiver has not taken all that is held
@@ -73,38 +76,32 @@ class Flow:
         self._may_splice = True
         self._streak = 0
 
-    def move(self, buffer: memoryview) -> bool:
-        """Move what can be moved without waiting; return whether any byte was. Raise OSError for a broken sender."""
-        before = self.moved
+    def move(self, buffer: memoryview) -> None:
+        """Move what can be moved without waiting."""
         if self.full:
             self._flush()
-        held = False
-        if not (self.full or self.ended):
-            if self._bulk:
-                for _ in range(TURNS):
-                    if not self._splice():
-                        break
-            else:
-                self.copy(buffer)
-            held = self.full
-        if self.ended and not self.full and not self.finished:
-            self.finished = True
-            try:
-                self.receiver.shutdown(socket.SHUT_WR)
-            except OSError:
-                self.broken = True
-        return held or self.moved != before
+        if self.full or self.ended:
+            return
+        if not self._bulk:
+            self.copy(buffer)
+            return
+        for _ in range(TURNS):
+            if not self._splice():
+                return
 
     def copy(self, buffer: memoryview) -> bool:
         """Read once and pass it on; return whether the flow is as it was before, so that nothing else is to be done.
 
-        Where it returns False, `move` and a look at the flow's state go on. Raise OSError for a broken sender.
+        Where it returns False, `move` and a look at the flow's state go on.
         """
         if self._bulk:
             return False
         try:
             count = self._receive(buffer)
         except BlockingIOError:
+            return False
+        except OSError:
+            self.cut = self.ended = True
             return False
         if not count:
             self.ended = True
@@ -114,7 +111,7 @@ class Flow:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._break()
+            self.break_off()
             return False
         self.moved += sent
         if count < BULK:
@@ -129,6 +126,21 @@ class Flow:
             return False
         return True
 
+    def finish(self, *, tell: bool) -> None:
+        """Be done: the receiver has all that there was. With `tell` it learns that no more will come."""
+        self.finished = True
+        if tell:
+            try:
+                self.receiver.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.broken = True
+
+    def break_off(self) -> None:
+        """Be done: the receiver takes no more."""
+        self.broken = self.ended = self.finished = True
+        self.full = False
+        self.close()
+
     def close(self) -> None:
         """Give up what is held."""
         if self._pipe is not None:
@@ -138,8 +150,9 @@ class Flow:
     def _begin_bulk(self) -> None:
         self._bulk = True
         self._streak = 0
-        with contextlib.suppress(OSError):  # less is slower, and as right
-            self.receiver.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if self.receiver.family == socket.AF_UNIX:  # TCP finds a size by itself, and a larger one, unless told one
+            with contextlib.suppress(OSError):  # less is slower, and as right
+                self.receiver.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     def _splice(self) -> bool:
         """Read once through a pipe and pass it on; return whether reading again at once is worth while."""
@@ -148,18 +161,19 @@ class Flow:
             self._pipe = self._pipes.take()
             if self._pipe is None:
                 self._bulk = False
-                return True
+                return False
         try:
             count = self._in_pipe = _splice(self._sender_fd, self._pipe[1], PIPE, flags=_flags)
         except BlockingIOError:
             self._give_pipe()
             return False
         except OSError as error:
-            if error.errno not in CANNOT_SPLICE:
-                raise
-            self._copy_from_now_on()
             self._give_pipe()
-            return True
+            if error.errno in CANNOT_SPLICE:
+                self._copy_from_now_on()
+            else:
+                self.cut = self.ended = True
+            return False
         if not count:
             self.ended = True
             self._give_pipe()
@@ -188,7 +202,7 @@ class Flow:
             return
         except OSError as error:
             if error.errno not in CANNOT_SPLICE:
-                self._break()
+                self.break_off()
                 return
             self._copy_from_now_on()
             self._pending = memoryview(os.read(self._pipe[0], self._in_pipe))  # a pipe gives all that it has
@@ -208,17 +222,12 @@ class Flow:
         except BlockingIOError:
             return
         except OSError:
-            self._break()
+            self.break_off()
             return
         if self._pipe is not None:
             self._empty_pipe()
         else:
             self.full = False
-
-    def _break(self) -> None:
-        self.broken = self.ended = self.finished = True
-        self.full = False
-        self.close()
 
     def _give_pipe(self) -> None:
         if self._pipe is not None:

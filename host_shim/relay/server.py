@@ -11,11 +11,12 @@ import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from ..board import Board
 from ..errors import MalformedProxyHeader
-from .connection import Connection, End, abort_socket
+from .connection import NETWORK, Connection, End, abort_socket
 from .counters import PUBLISHED_EVERY, Counters
 from .dial import SHORT, Target, TargetBusy, end_dialling
 from .flow import BUFFER
@@ -65,11 +66,13 @@ class Relay:
         self._connections: set[Connection] = set()
         self._ends: dict[int, End] = {}  # of those, by descriptor
         self._newcomers: dict[int, Arriving | Dialling] = {}  # by the descriptor that they wait for
-        self._to_dial: list[Dialling] = []
+        self._to_dial: deque[Dialling] = deque()  # the first one has waited longest
+        self._dial_after = 0.0
         self._accepting = False
         self._accept_after = 0.0
         self._cut_at: float | None = None  # while it drains
         self._now = time.monotonic()
+        self._ended = False
         self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._stop, select.EPOLLIN)
 
@@ -78,7 +81,8 @@ class Relay:
 
         May be called by a signal handler or from another thread.
         """
-        os.eventfd_write(self._stop, 1)
+        if not self._ended:
+            os.eventfd_write(self._stop, 1)
 
     def run(self, gate: int | None = None) -> None:
         """Serve until stopped; with `gate`, a descriptor, from when it becomes readable or ends."""
@@ -212,15 +216,16 @@ class Relay:
         self._introduced(arriving.client, source)
 
     def _dial_all(self) -> None:
-        to_dial, self._to_dial = self._to_dial, []
-        for dialling in to_dial:
+        while self._to_dial and self._now >= self._dial_after:
+            dialling = self._to_dial.popleft()
             try:
                 dialling.target, connected = self._target.begin()
-            except TargetBusy as busy:
+            except TargetBusy as busy:  # for those behind it too: they are not tried
                 if busy.short:
                     self._note_shortage()
-                self._to_dial.append(dialling)
-                continue
+                self._to_dial.appendleft(dialling)
+                self._dial_after = self._now + RETRY
+                break
             except OSError as error:
                 self._refuse_target(dialling, error)
                 continue
@@ -229,11 +234,8 @@ class Relay:
             else:
                 self._newcomers[dialling.target.fileno()] = dialling
                 self._epoll.register(dialling.target.fileno(), select.EPOLLOUT)
-        if self._to_dial:
-            late = [dialling for dialling in self._to_dial if self._now >= dialling.until]
-            for dialling in late:
-                self._to_dial.remove(dialling)
-                self._refuse_late(dialling)
+        while self._to_dial and self._now >= self._to_dial[0].until:
+            self._refuse_late(self._to_dial.popleft())
 
     def _connected(self, dialling: Dialling) -> None:
         assert dialling.target is not None
@@ -277,25 +279,25 @@ class Relay:
         self._notices.opened(connection)
 
     def _serve(self, end: End, mask: int) -> None:
-        connection = end.connection
-        try:
-            if mask == select.EPOLLIN and end.reads.copy(self._buffer):  # by far the most there is
-                connection.last = self._now
-                return
-            if end.serve(mask, self._buffer):
-                connection.last = self._now
-        except OSError:
-            self.counters.broken += 1
-            self._close(connection, "broken off", abort=True)
+        if mask == select.EPOLLIN and end.reads.copy(self._buffer):  # by far the most there is
             return
-        if not connection.finished:
+        connection = end.connection
+        end.serve(mask, self._buffer)
+        connection.pass_on_ends()
+        if not (connection.finished and self._end(connection)):
             connection.watch(self._epoll)
-        elif connection.broken:
-            self.counters.broken += 1
-            self._close(connection, "broken off", abort=True)
-        else:
+
+    def _end(self, connection: Connection) -> bool:
+        """Close a finished connection; return False if it must wait, until the sweep, for bytes to arrive."""
+        if not connection.broken:
             self.counters.finished += 1
             self._close(connection, "finished")
+            return True
+        if connection.on_the_way:
+            return False
+        self.counters.broken += 1
+        self._close(connection, "broken off", abort=True)
+        return True
 
     def _close(self, connection: Connection, how: str, *, abort: bool = False) -> None:
         self._connections.remove(connection)
@@ -307,21 +309,25 @@ class Relay:
         self._notices.closed(connection, how, at=self._now)
         connection.close(abort=abort)  # closing takes the descriptors out of epoll's set
 
-    def _count_bytes(self, connection: Connection) -> None:
+    def _count_bytes(self, connection: Connection) -> bool:
+        """Count what has moved; return whether anything has."""
         inward, outward = connection.newly_moved()
         self.counters.bytes_in += inward
         self.counters.bytes_out += outward
+        return bool(inward or outward)
 
     # Time
 
     def _sweep(self) -> None:
         """Look at the time limits, count, tell."""
         for connection in list(self._connections):
+            if self._count_bytes(connection):
+                connection.last = self._now
+            if connection.finished and self._end(connection):
+                continue
             if self._now - connection.last >= self._limits.idle:
                 self.counters.cut_idle += 1
                 self._close(connection, "idle", abort=True)
-            else:
-                self._count_bytes(connection)
         for newcomer in [one for one in self._newcomers.values() if self._now >= one.until]:
             if isinstance(newcomer, Dialling):
                 assert newcomer.target is not None
@@ -354,6 +360,7 @@ class Relay:
 
     def _close_all(self) -> None:
         """Cut what is left."""
+        self._ended = True  # a signal may come as late as it likes
         for newcomer in [*self._newcomers.values(), *self._to_dial]:
             self.counters.cut_drain += 1
             if isinstance(newcomer, Dialling):
@@ -371,6 +378,6 @@ class Relay:
 
 
 def _tune(sock: socket.socket) -> None:
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
+    if sock.family in NETWORK:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
