@@ -11,8 +11,9 @@ from typing import Any
 from attestation.console import Commands, emit, new_group, new_parser, say
 
 from .cache import own_cache, using_cache
-from .cache_contents import Item, list_items, remove_items
+from .cache_contents import Item, find_linked, list_items, remove_items
 from .config import DEFAULT_DIR, cache_dir, load_config
+from .container.build import find_needed_init
 from .lock import Lock, load_lock
 from .recipe import find_needed
 from .space import amount
@@ -33,7 +34,8 @@ def add_cache(commands: Commands) -> None:
 def _items(args: argparse.Namespace) -> list[Item]:
     config = load_config(args.config)
     lock: Lock = load_lock(args.lock or args.config / "enclave.lock")
-    return list_items(find_needed(config, lock), lock)
+    needed = find_needed(config, lock) | {find_needed_init(config, lock)} | find_linked()
+    return list_items(needed, lock)
 
 
 def _json(item: Item) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def _json(item: Item) -> dict[str, Any]:
 
 def _line(item: Item) -> str:
     used = datetime.fromtimestamp(item.used, UTC).strftime("%Y-%m-%d")
-    return f"{item.kind:<10} {amount(item.size):>8}  {used}  {'needed' if item.needed else '      '}  {item.name}"
+    return f"{item.kind:<18} {amount(item.size):>8}  {used}  {'needed' if item.needed else '      '}  {item.name}"
 
 
 def list_verb(args: argparse.Namespace) -> int:

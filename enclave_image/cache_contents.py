@@ -77,6 +77,14 @@ def _built(base: Path, needed: frozenset[str]) -> Iterator[Item]:
             yield _item(UNFINISHED if unfinished else kind.name, entry.name, entry, name in needed)
 
 
+def find_linked() -> frozenset[str]:
+    """Return the entries, `KIND/KEY`, that a link in the cache leads to: they are installed, not made for a lock."""
+    base = cache_dir()
+    built = (base / "built").resolve()
+    targets = [path.resolve() for path in base.iterdir() if path.is_symlink()] if base.is_dir() else []
+    return frozenset(str(target.relative_to(built)) for target in targets if target.is_relative_to(built))
+
+
 def _logs(base: Path) -> Iterator[Item]:
     if base.is_dir():
         for path in sorted(base.glob("*.log")):

@@ -5,6 +5,7 @@ Behind it stands an isolate's side (an echo, in a process that is killed and sta
 clients in processes that are killed too. An echo that comes back wrong is a fault, and so is anything that the relay
 holds at the end and did not at the start. A connection that ends early must end by a reset, but for those open when the
 isolate's side was killed: what a killed process had read to the end, its kernel closes as if it were done.
+Beside it runs a whole isolate with participants (soak_isolate).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from soak_isolate import IsolateRig, be_participant, held_by
+
 from attestation.console import say
 from host_shim.board import read_board
 from host_shim.children import python_command
@@ -37,7 +40,6 @@ SHORT = 10_000  # connections in the first phase
 CLIENTS = 4  # processes at once
 IDLE = 20.0  # seconds; the relay's limit
 STALL = 30.0  # seconds without a byte until a client calls it a fault
-PAGE = os.sysconf("SC_PAGE_SIZE")
 SPARE = 40  # descriptors: the pipes that the relay keeps, and its listener
 GROWTH = 16 << 20  # bytes
 
@@ -162,12 +164,7 @@ class Rig:
 
     def held(self) -> dict[str, int]:
         """Return what the relay's process has now."""
-        proc = Path(f"/proc/{self.relay.pid}")
-        return {
-            "descriptors": len(list((proc / "fd").iterdir())),
-            "threads": len(list((proc / "task").iterdir())),
-            "resident": int((proc / "statm").read_text().split()[1]) * PAGE,
-        }
+        return held_by(self.relay.pid)
 
     def counters(self) -> Counters:
         """Return what it has counted."""
@@ -270,7 +267,8 @@ def soak(minutes: float, seed: int, short: int) -> dict[str, Any]:
         before = rig.settle()
         seconds = short_connections(rig.port, short)
         say(f"{short} short connections in {seconds:.1f} s")
-        with closing(Clients(rig.port, chance)) as clients:
+        whole = IsolateRig(Path(folder) / "home", ME, chance)
+        with closing(whole), closing(Clients(rig.port, chance)) as clients:
             until = time.monotonic() + 60 * minutes
             next_kill = time.monotonic() + 20
             while time.monotonic() < until and rig.relay.poll() is None and not clients.ended():
@@ -285,7 +283,7 @@ def soak(minutes: float, seed: int, short: int) -> dict[str, Any]:
             ended = clients.ended()
         died = rig.relay.poll()
         after = rig.settle() if died is None else before
-        counters, log = rig.counters(), rig.log.read_text()
+        counters, log, isolate = rig.counters(), rig.log.read_text(), whole.tell()
     cut = sum(count for what, count in clients.told.items() if what.endswith("cut without an error"))
     wrong = ("wrong bytes", "stalled", "more bytes than sent")
     faults = [f"{what}: {count}" for what, count in clients.told.items() if what.endswith(wrong)]
@@ -297,11 +295,12 @@ def soak(minutes: float, seed: int, short: int) -> dict[str, Any]:
     faults += ["threads leaked"] * (after["threads"] > before["threads"])
     faults += ["memory leaked"] * (after["resident"] > before["resident"] + GROWTH)
     faults += ["a traceback in the log"] * ("Traceback" in log)
+    faults += isolate.pop("faults")
     return {
         "faults": faults, "minutes": minutes, "seed": seed, "short_connections": short,
         "short_connections_s": round(seconds, 1), "told": dict(sorted(clients.told.items())),
         "clients_killed": clients.killed, "isolates_killed": isolates_killed, "before": before, "peak": peak,
-        "after": after, "counters": asdict(counters), "load": round(os.getloadavg()[0], 1),
+        "after": after, "counters": asdict(counters), "isolate": isolate, "load": round(os.getloadavg()[0], 1),
     }  # fmt: skip
 
 
@@ -315,6 +314,8 @@ def main() -> int:
         what, *rest = sys.argv[2:]
         if what == "echo":
             echo(rest[0])
+        if what == "participant":
+            be_participant(rest[0], Path(rest[1]), Path(rest[2]), int(rest[3]))
         be_client(int(rest[0]), int(rest[1]))
     parser = argparse.ArgumentParser(
         prog="scripts/soak", description=(__doc__ or "").splitlines()[0], allow_abbrev=False

@@ -18,7 +18,7 @@ from ..errors import UnfitContainer
 from ..given_kernel import GivenKernel
 from ..initramfs import File, Node, write_cpio
 from ..lock import Lock, Role
-from ..program import build_program
+from ..program import build_program, program_key
 from ..recipe import Platform, make_metadata, prepare_platform
 from ..rootfs import guest_compress
 from .layers import apply_layers, close
@@ -70,8 +70,19 @@ def build_init(config: ImageConfig, lock: Lock, inputs: Mapping[str, Path]) -> b
     tools = lock.packages_for(Role.TOOLCHAIN)
     return build_program(
         Cache(), INIT_KIND, INIT, toolchain=[inputs[tool.name] for tool in tools],
-        toolchain_hashes=[tool.sha256 for tool in tools], defines=[f'COMMAND_LINE="{config.command_line}"'],
+        toolchain_hashes=[tool.sha256 for tool in tools], defines=_defines(config),
     ).read_bytes()  # fmt: skip
+
+
+def _defines(config: ImageConfig) -> list[str]:
+    return [f'COMMAND_LINE="{config.command_line}"']
+
+
+def find_needed_init(config: ImageConfig, lock: Lock) -> str:
+    """Return the entry of the cache, `KIND/KEY`, in which that /init is."""
+    hashes = [tool.sha256 for tool in lock.packages_for(Role.TOOLCHAIN)]
+    key = program_key(INIT_KIND, INIT.read_bytes(), toolchain_hashes=hashes, defines=_defines(config))
+    return f"{INIT_KIND}/{Cache.entry_name(key)}"
 
 
 def make_boot_ramdisk(init: bytes) -> bytes:

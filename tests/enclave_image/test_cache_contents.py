@@ -15,6 +15,7 @@ import pytest
 from enclave_image import space
 from enclave_image.cache import Cache, own_cache, using_cache
 from enclave_image.config import DEFAULT_DIR, cache_dir, load_config
+from enclave_image.container.build import find_needed_init
 from enclave_image.errors import CacheInUse, NoSpace
 from enclave_image.fetch import input_path
 from enclave_image.lock import load_lock
@@ -188,3 +189,16 @@ def test_a_kernels_tree_does_not_outlive_its_build(tmp_path: Path) -> None:
         (making.product / "bzImage").write_bytes(b"x")
     assert sorted(path.name for path in (tmp_path / "built/kernel" / ("k" * 32)).iterdir()) == ["bzImage"]
     assert not list((tmp_path / "built/kernel").glob(".making-*"))
+
+
+def test_prune_keeps_what_is_installed_and_the_other_init(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    container = find_needed_init(load_config(), LOCK)
+    for entry in (container, f"qemu/{OLD}", f"qemu/{'1' * 32}"):
+        (cache / "built" / entry).mkdir(parents=True)
+        (cache / "built" / entry / "file").write_bytes(b"x")
+    (cache / "qemu-nitro").symlink_to(f"built/qemu/{OLD}")
+    (cache / "elsewhere").symlink_to("/usr")
+    listed(capsys, "prune")
+    assert (cache / "built" / container / "file").is_file()
+    assert (cache / "qemu-nitro/file").is_file()
+    assert not (cache / f"built/qemu/{'1' * 32}").exists()
