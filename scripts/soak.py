@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import random
@@ -39,6 +40,7 @@ from host_shim.relay.counters import Counters
 SHORT = 10_000  # connections in the first phase
 CLIENTS = 4  # processes at once
 IDLE = 20.0  # seconds; the relay's limit
+TOLD = (errno.ECONNRESET, errno.EPIPE, errno.ECONNREFUSED, errno.ENOTCONN)  # ways in which a kernel says "reset"
 STALL = 30.0  # seconds without a byte until a client calls it a fault
 SPARE = 40  # descriptors: the pipes that the relay keeps, and its listener
 GROWTH = 16 << 20  # bytes
@@ -78,8 +80,12 @@ def be_client(port: int, seed: int) -> None:
         kind = chance.choice(("small", "small", "bulk", "half", "abrupt", "idle"))
         try:
             told = _exchange(chance, kind, port)
-        except (ConnectionError, TimeoutError) as error:
-            told = "stalled" if isinstance(error, TimeoutError) else "reset"  # the relay told the truth, or did not
+        except TimeoutError:
+            told = "stalled"
+        except OSError as error:
+            if error.errno not in TOLD:
+                raise
+            told = "reset"
         print(json.dumps([kind, told]), flush=True)
 
 

@@ -86,6 +86,7 @@ class Relay:
 
     def run(self, gate: int | None = None) -> None:
         """Serve until stopped; with `gate`, a descriptor, from when it becomes readable or ends."""
+        self._publish()  # who looks from now on sees numbers
         if gate is not None and self._stop in select.select([gate, self._stop], [], [])[0]:
             self._close_all()
             return

@@ -150,6 +150,7 @@ def test_enclave_run_starts_it_and_relays_to_its_port(foreign: Eif, world: World
         known = world.run("enclave", "describe", told["name"], "--json").json
         assert (known["stage"], known["port"]) == ("serving", 5000)
         assert set(known["traffic"]) == {"open", "accepted", "refused", "bytes_in", "bytes_out"}
+        assert eventually(lambda: has_counted(world, told["name"]), patience=PATIENCE)
         with socket.create_connection((host, int(port)), timeout=30) as client:
             client.sendall(b"quit")  # it ends, and says so nowhere but on its console
         assert eventually(lambda: world.run("enclave", "list", "--json").json["isolates"] == [], patience=PATIENCE)
@@ -164,6 +165,12 @@ def greets(host: str, port: int) -> bool:
     with socket.create_connection((host, port), timeout=30) as client, contextlib.suppress(ConnectionError):
         return client.makefile("rb").readline() == GREETING
     return False
+
+
+def has_counted(world: World, name: str) -> bool:
+    """Whether the relay has told of the connection that was greeted, as it does every second."""
+    traffic = world.run("enclave", "describe", name, "--json").json["traffic"]
+    return bool(traffic["accepted"] and traffic["bytes_out"] >= len(GREETING))
 
 
 async def press_reset(monitor: Path) -> None:

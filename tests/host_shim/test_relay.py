@@ -12,13 +12,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from host_shim.board import read_board
 from host_shim.children import python_command
 from host_shim.errors import CannotListen, MalformedEndpoint
 from host_shim.listen import Listener, TcpEndpoint, parse_endpoint
+from host_shim.relay.counters import Counters
+from tests.waiting import eventually
 
 
 class Isolate:
@@ -46,7 +50,7 @@ def relay(listener: Listener, target: Path, *options: str) -> Iterator[int]:
     command = python_command(
         "host_shim.relay", "--listen-fd", str(listener.fileno()), "--target", str(target), *options
     )
-    fds = [listener.fileno(), *map(int, options[1:] if "--gate-fd" in options else [])]
+    fds = [listener.fileno(), *(int(value) for name, value in pairwise(options) if name.endswith("-fd"))]
     with subprocess.Popen(command, pass_fds=fds) as process:
         try:
             yield process.pid
@@ -154,6 +158,17 @@ def test_waits_in_the_backlog_until_the_gate_opens(isolate: Isolate, listener: L
         os.close(opener)
         with isolate.accept() as inside:
             assert inside.recv(10) == b"early"
+
+
+def test_tells_its_counters_before_the_gate_opens(isolate: Isolate, listener: Listener, tmp_path: Path) -> None:
+    gate, opener = os.pipe()
+    with (
+        (tmp_path / "counters").open("w+b") as file,
+        os.fdopen(opener),
+        relay(listener, isolate.path, "--gate-fd", str(gate), "--counters-fd", str(file.fileno())),
+    ):
+        os.close(gate)
+        assert eventually(lambda: read_board(file.fileno(), Counters) == Counters())
 
 
 def test_holds_the_limit_on_connections(isolate: Isolate, listener: Listener) -> None:
