@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -39,10 +39,15 @@ class Trust:
             )
 
 
-def appraise(endpoint: Endpoint, policy: Policy, trust: Trust, *, at: datetime) -> tuple[Evidence, Appraisal]:
-    """Fetch evidence with a fresh nonce and verify all eight points; raise what does not hold."""
+def appraise(
+    endpoint: Endpoint, policy: Policy, trust: Trust, *, clock: Callable[[], datetime]
+) -> tuple[Evidence, Appraisal]:
+    """Fetch evidence with a fresh nonce and verify all eight points; raise what does not hold.
+
+    `clock` is asked once the evidence is here: the way may have been long, and an isolate still have been starting.
+    """
     evidence = fetch_evidence(endpoint, secrets.token_bytes(NONCE_SIZE))
-    return evidence, verify_session(evidence, policy, trust, at=at)
+    return evidence, verify_session(evidence, policy, trust, at=clock())
 
 
 def verify_session(evidence: Evidence, policy: Policy, trust: Trust, *, at: datetime) -> Appraisal:

@@ -61,7 +61,7 @@ def open_session(
     trust: Trust,
     identity: Identity,
     pins: PinStore,
-    at: datetime,
+    clock: Callable[[], datetime],
     new_isolate: bool = False,
 ) -> Session:
     """Verify all eight points with a fresh nonce, hold the isolate to its pin, then connect as `identity`.
@@ -70,8 +70,8 @@ def open_session(
     CertificateRefused, Unreachable; nothing of the participant's, its certificate included, is sent before the checks.
     """
     parsed = parse_policy(policy)  # (8): the caller's own file
-    evidence, appraisal = appraise(endpoint, parsed, trust, at=at)
-    pin = new_pin(evidence.certificate, trust.root.fingerprint, at=at)
+    evidence, appraisal = appraise(endpoint, parsed, trust, clock=clock)
+    pin = new_pin(evidence.certificate, trust.root.fingerprint, at=clock())
     if not new_isolate:
         pins.check(parsed.hash, pin)
     session = Session(endpoint, parsed, identity, evidence=evidence, appraisal=appraisal, pin=pin)

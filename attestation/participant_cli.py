@@ -181,11 +181,12 @@ def _session(args: argparse.Namespace) -> Session:
     warn_of_trust(args, trust)
     if policy.participant_of(identity.certificate) is None:
         warn(f"the policy does not name {identity.certificate_file}; the isolate will refuse it")
-    pins, at = PinStore(state_folder() / "pins"), datetime.now(UTC)
+    pins = PinStore(state_folder() / "pins")
     known = pins.find(policy.hash) if args.new_isolate else None
     session = open_session(
-        endpoint, policy.raw, trust=trust, identity=identity, pins=pins, at=at, new_isolate=args.new_isolate
-    )
+        endpoint, policy.raw, trust=trust, identity=identity, pins=pins, clock=lambda: datetime.now(UTC),
+        new_isolate=args.new_isolate,
+    )  # fmt: skip
     if known is not None and not known.matches(session.pin):
         warn(
             f"isolate {known.fingerprint[:16]}... (since {known.since}) is forgotten; "

@@ -79,7 +79,7 @@ def be_participant(endpoint: str, folder: Path, root: Path, seed: int) -> None:
             if kind == "files":
                 told = _exchange_files(chance, place, policy, trust, identity, pins)
             elif kind == "evidence":
-                appraise(place, parse_policy(policy), trust, at=datetime.now(UTC))
+                appraise(place, parse_policy(policy), trust, clock=lambda: datetime.now(UTC))
                 told = "ok"
             else:
                 told = _leave(chance, place)
@@ -93,7 +93,7 @@ def _exchange_files(
     chance: random.Random, place: Endpoint, policy: bytes, trust: Trust, identity: Identity, pins: PinStore
 ) -> str:
     with open_session(
-        place, policy, trust=trust, identity=identity, pins=pins, at=datetime.now(UTC), new_isolate=True
+        place, policy, trust=trust, identity=identity, pins=pins, clock=lambda: datetime.now(UTC), new_isolate=True
     ) as session:
         for _ in range(chance.randrange(1, 8)):
             path = f"/data/{chance.randrange(1 << 48):x}"

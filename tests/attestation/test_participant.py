@@ -88,7 +88,7 @@ class World:
             "trust": self.trust,
             "identity": identity or self.parties.alice,
             "pins": self.pins,
-            "at": MADE_AT,
+            "clock": lambda: MADE_AT,
             **changes,
         }
         return open_session(server.endpoint, **arguments)
@@ -179,7 +179,20 @@ def test_a_foreign_root_is_refused(world: World) -> None:
 def test_evidence_at_another_time_is_refused(world: World) -> None:
     server = world.serve()
     with pytest.raises(UntrustedChain):
-        world.open(server, at=MADE_AT + timedelta(days=1))
+        world.open(server, clock=lambda: MADE_AT + timedelta(days=1))
+
+
+def test_the_clock_is_read_once_the_evidence_is_here(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection may wait for an isolate that is still starting: its document is then younger than the question."""
+    now, attest = [MADE_AT - timedelta(minutes=10)], world.attest
+
+    def late(nonce: bytes, spki: bytes) -> bytes:
+        now[0] = MADE_AT
+        return attest(nonce, spki)
+
+    monkeypatch.setattr(world, "attest", late)
+    with world.open(world.serve(), clock=lambda: now[0]):
+        pass
 
 
 def test_an_image_that_the_policy_alone_names_is_refused(world: World) -> None:

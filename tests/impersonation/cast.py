@@ -106,7 +106,7 @@ class Cast:
         """Open a session as every participant's verb does, as Alice unless told otherwise."""
         return open_session(
             endpoint, policy or self.policy(), trust=trust or self.trust, identity=identity or self.alice,
-            pins=PinStore(pins), at=datetime.now(UTC), new_isolate=new_isolate,
+            pins=PinStore(pins), clock=lambda: datetime.now(UTC), new_isolate=new_isolate,
         )  # fmt: skip
 
     def send(self, endpoint: Endpoint, pins: Path, **how: Any) -> Stored:

@@ -54,7 +54,7 @@ def alice(cast: Cast, house: Isolate) -> Sessions:
     """Sessions with evidence that was verified once: an isolate gives strangers only so many documents a second."""
     policy = parse_policy(cast.policy(limits=LIMITS))
     at = datetime.now(UTC)
-    evidence, appraisal = appraise(where(house), policy, cast.trust, at=at)
+    evidence, appraisal = appraise(where(house), policy, cast.trust, clock=lambda: at)
     pin = new_pin(evidence.certificate, cast.root.fingerprint, at=at)
 
     def open_at(wire: Relay) -> Session:
