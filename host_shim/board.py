@@ -38,13 +38,12 @@ def size_of(kind: Kind) -> int:
 
 
 class Board:
-    """Publishes numbers of one kind in a file that its owner and the reader share."""
+    """Publishes numbers of one kind in a file of `open_board` that its owner and the reader share."""
 
     def __init__(self, descriptor: int, kind: Kind) -> None:
         self._names = names_of(kind)
         self._form = struct.Struct(f"<{len(self._names)}Q")
         self._magic = _magic(kind)
-        os.ftruncate(descriptor, size_of(kind))
         self._map = mmap.mmap(descriptor, size_of(kind))
         self._sequence = 0
 
@@ -77,9 +76,18 @@ def read_board(descriptor: int, kind: type[T]) -> T | None:
     return None
 
 
-def open_board(path: Path) -> int:
-    """Make the file, empty, and return its descriptor."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def open_board(path: Path, kind: Kind) -> int:
+    """Make the file, without numbers, and return its descriptor; raise OSError where there is no room for it.
+
+    It has blocks, and no hole: a hole on a full disk ends whoever writes the first number by SIGBUS.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size_of(kind))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def look_at(path: Path, kind: type[T]) -> T | None:

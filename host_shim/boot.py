@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ from .nsm_emulator import BootState, Identity, ModuleCounters, NsmEmulator
 from .parent_ports import ParentPorts
 from .post_mortem import tell_code, tell_death, tell_halt, tell_silence
 from .record import Record
+from .relay.counters import Counters
 from .relay.limits import Limits
 from .report import Report
 from .state import Claim, make_sockets, remove_sockets
@@ -82,17 +84,50 @@ class Boot:
     news: asyncio.Queue[News]
     gate: int  # descriptor; the relay accepts once it is closed
     ports: ParentPorts
+    target: str  # where the relay leads to
     egress: Child | None = None
     awaited: str = "first sign of life"  # what it is waited for
     complaints: list[str] = field(default_factory=list)
     farewell: Event | None = None  # the event after which its end is no accident
     kills_before: int | None = field(default_factory=count_oom_kills)
+    relay_since: float = field(default_factory=time.monotonic)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)  # that end with it
 
     @property
     def children(self) -> tuple[Process, ...]:
         """Every process, in the order in which they are stopped."""
         way_out = () if self.egress is None else (self.egress,)
         return (self.relay, *self.running.children, *way_out)
+
+    @property
+    def relay_age(self) -> float:
+        """For how many seconds its relay has run."""
+        return time.monotonic() - self.relay_since
+
+    async def stop_relay(self) -> None:
+        """End the relay, after what its connections are given to end."""
+        await self.relay.stop(GRACE + self.setting.limits.drain)
+
+    def renew_relay(self) -> None:
+        """Put another relay in the place of one that ended: the isolate's key and data outlive its connections."""
+        self.relay, self.gate = _start_relay(self.setting, self.target)
+        self.relay_since = time.monotonic()
+        self.open_gate()
+        self.watch(self.relay)
+        self.note_processes()
+
+    def watch(self, child: Process) -> None:
+        """Let the end of a process be news."""
+        self.tasks.append(asyncio.create_task(_tell_end(child, self.news)))
+
+    def note_processes(self) -> None:
+        """Put the processes that there are into the record."""
+        found = [(child.name, identity) for child in self.children if (identity := child.identity)]
+        self.record = replace(
+            self.record,
+            children=tuple(identity for _, identity in found),
+            roles=tuple(name for name, _ in found),
+        )
 
     def open_gate(self) -> None:
         """Let the relay accept; who connected before has waited in the backlog."""
@@ -238,21 +273,18 @@ async def start_boot(
         stack.push_async_callback(running.stop)
         accel = f" with {isolate.accel.upper()}" if isolate.accel else ""
         report.step(f"started {running.guest.name}{accel} (pid {running.guest.pid})")
-        relay, gate = _start_relay(setting, running.target or f"{base}_{PORT_API}")
-        boot = Boot(isolate, running, relay, record, setting, news, gate, ports, egress)
+        target = running.target or f"{base}_{PORT_API}"
+        relay, gate = _start_relay(setting, target)
+        boot = Boot(isolate, running, relay, record, setting, news, gate, ports, target, egress)
         stack.callback(boot.open_gate)
-        # Before the gate: nobody is let in at the end.
-        stack.push_async_callback(relay.stop, GRACE + setting.limits.drain)
-        processes = [(child.name, child.identity) for child in boot.children]
-        boot.record = replace(
-            record,
-            children=tuple(identity for _, identity in processes if identity),
-            roles=tuple(name for name, identity in processes if identity),
-        )
+        stack.push_async_callback(boot.stop_relay)  # before the gate: nobody is let in at the end
+        boot.note_processes()
         claim.write(boot.record)
         pump = asyncio.create_task(setting.console.pump(running.console))
-        vital = [child for child in boot.children if child not in running.extras]
-        tasks = [asyncio.create_task(_tell_end(child, news)) for child in vital]
+        for child in boot.children:
+            if child not in running.extras:
+                boot.watch(child)
+        tasks = boot.tasks
         if setting.policy is None and isolate.evidence is Evidence.AWS and not isolate.adopted:
             tasks.append(asyncio.create_task(_tell_started(running, news)))
         tasks.append(asyncio.create_task(_tell_complaints(running.complaints, boot.complaints, news)))
@@ -264,12 +296,14 @@ async def start_boot(
 
 def _module(isolate: Isolate, setting: Setting, stack: contextlib.AsyncExitStack) -> NsmEmulator:
     """Return this boot's module: fresh registers, a chain of its own, what it is asked published for the metrics."""
-    descriptor = open_board(setting.claim.module)
-    try:
-        board = Board(descriptor, ModuleCounters)
-    finally:
-        os.close(descriptor)
-    stack.callback(board.close)
+    board = None
+    with contextlib.suppress(OSError):  # a full disk: the isolate matters more than its numbers
+        descriptor = open_board(setting.claim.module, ModuleCounters)
+        try:
+            board = Board(descriptor, ModuleCounters)
+        finally:
+            os.close(descriptor)
+        stack.callback(board.close)
     identity = Identity.random(setting.role, setting.instance_id)
     state = BootState(isolate.measurements, identity, isolate.signer)
     chain = Chain(setting.root.authority, module_id=identity.module_id)
@@ -277,23 +311,25 @@ def _module(isolate: Isolate, setting: Setting, stack: contextlib.AsyncExitStack
 
 
 def _start_relay(setting: Setting, target: str) -> tuple[Child, int]:
-    counters = open_board(setting.claim.counters)
+    counters = []
+    with contextlib.suppress(OSError):  # as for the module's
+        counters = [open_board(setting.claim.counters, Counters)]
     gate, opener = os.pipe()
     listener = setting.listener.fileno()
     try:
         relay = Child(
             python_command(
                 "host_shim.relay", "--listen-fd", str(listener), "--gate-fd", str(gate), "--target", target,
-                "--counters-fd", str(counters), *setting.limits.words(),
+                *(f"--counters-fd={descriptor}" for descriptor in counters), *setting.limits.words(),
             ),
-            name="relay", stderr=setting.log, pass_fds=[listener, gate, counters],
+            name="relay", stderr=setting.log, pass_fds=[listener, gate, *counters],
         )  # fmt: skip
     except BaseException:
         os.close(opener)
         raise
     finally:
-        os.close(gate)
-        os.close(counters)
+        for descriptor in (gate, *counters):
+            os.close(descriptor)
     return relay, opener
 
 

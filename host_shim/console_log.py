@@ -77,7 +77,7 @@ async def read_some(source: int, size: int) -> bytes:
 
 
 def previous(path: Path) -> Path:
-    """Return where a full console.log goes."""
+    """Return where a full log goes."""
     return path.with_name(path.name + ".1")
 
 

@@ -56,7 +56,7 @@ def list_isolates(args: argparse.Namespace) -> int:
         table(rows),
     )
     for one in damaged:
-        warn(f"the state of {one.name} cannot be read; to clear it: {one.cure}")
+        warn(f"the state of {one.name} cannot be read: {one.cure}")
     return EXIT_OK
 
 
@@ -64,7 +64,7 @@ def _row(record: Record) -> tuple[str, ...]:
     seconds = uptime(record)
     note = (record.reason or "").partition("\n")[0]
     if record.stage is Stage.SERVING and record.restarts:
-        note = f"{record.restarts} died before it"
+        note = f"{record.restarts} died before it, the last: {record.died}"
     return (
         record.name,
         record.stage.value,
@@ -129,6 +129,7 @@ def describe_isolate(args: argparse.Namespace) -> int:
         "served": record.served,
         "ended": record.ended,
         "restart": record.restart,
+        "died": record.died,
         "processes": _processes(record),
         "port": record.port,
         "traffic": _traffic(directory / RELAY_COUNTERS, record),

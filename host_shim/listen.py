@@ -124,12 +124,16 @@ class Listener:
         try:
             self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
-            raise CannotListen(f"cannot listen on {wanted}: {error.strerror}", hint=_hint(error.errno)) from error
+            raise CannotListen(
+                f"cannot listen on {wanted}: {error.strerror}", hint=_hint(error.errno, wanted)
+            ) from error
         try:
             self.endpoint = self._bind(wanted)
         except OSError as error:
             self._sock.close()
-            raise CannotListen(f"cannot listen on {wanted}: {error.strerror}", hint=_hint(error.errno)) from error
+            raise CannotListen(
+                f"cannot listen on {wanted}: {error.strerror}", hint=_hint(error.errno, wanted)
+            ) from error
 
     def _bind(self, wanted: Endpoint) -> Endpoint:
         match wanted:
@@ -173,7 +177,13 @@ class Listener:
         self.close()
 
 
-def _hint(number: int | None) -> str | None:
+def _hint(number: int | None, wanted: Endpoint) -> str | None:
+    if isinstance(wanted, UnixEndpoint):
+        return {
+            errno.EADDRINUSE: f"somebody listens there, or it is no socket of ours: ls -l {wanted.path}",
+            errno.ENOENT: f"mkdir -p {wanted.path.parent}",
+            errno.EACCES: f"this user may not write in {wanted.path.parent}; choose another path with --listen",
+        }.get(number or 0)
     match number:
         case errno.EADDRINUSE:
             return "choose another with --listen (port 0 takes a free one), or see: veracruz enclave list"

@@ -270,6 +270,8 @@ def choose_accelerators(
             raise NoKvm(
                 f"{KVM} cannot be opened", hint="--accel tcg; or add this user to the group kvm, or load kvm's module"
             )
+        if verdict.read() is not True and not runs():
+            raise NoKvm("KVM is here, but does not run a guest", hint="--accel tcg; veracruz doctor says what it said")
         return [(Accel.KVM, False)]
     if not kvm_opens() or verdict.read() is False:
         return [(Accel.TCG, False)]

@@ -66,6 +66,7 @@ class Record:
     ended: str | None = None
     restart: str = "never"
     restarts: int = 0  # how many isolates died before this one
+    died: str | None = None  # how the last of them did
     outside: Outside | None = None
     port: int = PORT_API  # of the isolate's; what the relay leads to
 
@@ -98,7 +99,7 @@ class Record:
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("name", "stage", "isolate", "endpoint", "started", "evidence", "restart"), (str,)),
     **dict.fromkeys(
-        ("image", "policy", "root", "accel", "sockets", "reason", "served", "ended"), (str, NoneType)
+        ("image", "policy", "root", "accel", "sockets", "reason", "served", "ended", "died"), (str, NoneType)
     ),
     **dict.fromkeys(("memory_mib", "cpus"), (int, NoneType)),
     **dict.fromkeys(("children", "roles"), (list,)),

@@ -9,7 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-MAX_LOG = 256 * 1024  # bytes of supervisor.log
+from attestation.errors import VeracruzError
+from attestation.files import write_whole
+
+from .console_log import previous
+
+MAX_LOG = 1024 * 1024  # bytes of supervisor.log, and of supervisor.log.1, which has what came before
 
 
 class Report:
@@ -19,7 +24,7 @@ class Report:
         self._show: Callable[[str], None] | None = show
         self._start = time.monotonic()
         self._log = -1
-        self._written = 0
+        self._path = Path()
 
     @property
     def elapsed(self) -> float:
@@ -28,8 +33,8 @@ class Report:
 
     def log_to(self, path: Path) -> int:
         """Log to a file from now on; return its descriptor, for helpers that write there too."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._log = os.open(path, flags, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._log, self._path = os.open(path, flags, 0o600), path
         return self._log
 
     def step(self, text: str) -> None:
@@ -42,11 +47,24 @@ class Report:
 
     def log(self, text: str) -> None:
         """Write to the log alone."""
-        if self._log >= 0 and self._written < MAX_LOG:
+        if self._log >= 0:
+            self.trim()
             line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n".encode("ascii", "backslashreplace")
-            self._written += len(line)
             with contextlib.suppress(OSError):  # a full disk does not end an isolate
                 os.write(self._log, line)
+
+    def trim(self) -> None:
+        """Copy a log that is full aside and empty it: helpers hold it open, and append.
+
+        What strangers do makes lines of helpers' (refused connections, egress), so that its owner must look at times.
+        """
+        size = os.fstat(self._log).st_size if self._log >= 0 else 0
+        if size <= MAX_LOG:
+            return
+        with contextlib.suppress(OSError, VeracruzError):  # a full disk: then the older lines are lost
+            write_whole(previous(self._path), os.pread(self._log, MAX_LOG, size - MAX_LOG), mode=0o600)
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._log, 0)
 
     def hush(self) -> None:
         """Show no more; the log goes on."""

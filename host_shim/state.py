@@ -39,6 +39,9 @@ LONGEST_PORT = len("_65535")
 SOCKETS_PREFIX = "veracruz-"
 RELAY_COUNTERS = "relay.counters"
 MODULE_COUNTERS = "module.counters"
+LEFT_FILES = (  # of the isolate that had the name before
+    "state.json", "console.log", "console.log.1", "supervisor.log", "supervisor.log.1", RELAY_COUNTERS, MODULE_COUNTERS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,7 @@ class Damaged:
     name: str
     problem: str
     supervisor: ProcessId | None  # if one is alive, which will write the file anew when it ends
-
-    @property
-    def cure(self) -> str:
-        """The command that mends it."""
-        return f"veracruz enclave stop {self.name}"
+    cure: str  # what mends it
 
 
 def state_home() -> Path:
@@ -64,16 +63,25 @@ def make_private(path: Path) -> None:
     """Make a directory that is its owner's alone, or check that it is; raise UnsafeState."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
+        demand_private(path)
     except OSError as error:
-        raise EnvironmentLacks(f"cannot make the directory {path}: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise EnvironmentLacks(
+            f"cannot make the directory {path}: {error.strerror}", hint="XDG_STATE_HOME names another place for state"
+        ) from error
+
+
+def demand_private(path: Path) -> None:
+    """Raise UnsafeState unless a directory is this user's, and writable by nobody else."""
+    found = path.lstat()
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if not ours or found.st_mode & 0o022:
         raise UnsafeState(
             f"{path} is not this user's own directory",
-            expected=f"owner {os.geteuid()}, not writable by others",
-            actual=f"owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}",
-            hint=f"look at it, then: chmod 700 {path}",
-        )
+            expected=f"a directory of user {os.geteuid()}, not writable by others",
+            actual=f"owner {found.st_uid}, mode {stat.filemode(found.st_mode)}",
+            hint=f"look at what is in it, then: chmod 700 {path}" if ours
+            else f"ls -ld {path}; move it away, or name another place with XDG_STATE_HOME",
+        )  # fmt: skip
 
 
 class Isolates:
@@ -97,10 +105,7 @@ class Isolates:
 
     def find(self, name: str) -> Record:
         """Return an isolate's record, after cleaning up if its supervisor is dead; raise NoSuchIsolate."""
-        directory = self.directory(name)
-        if not (directory / "state.json").exists():
-            raise NoSuchIsolate("no isolate of this name", actual=name, hint="veracruz enclave list --all")
-        record = self._read(directory)
+        record = self._read(self.directory(name))
         if record.stage.live and not (record.supervisor and record.supervisor.alive):
             with contextlib.suppress(NameTaken), self._locked(name):  # taken: somebody else cleans, or starts anew
                 return self._clean_up(name)
@@ -123,7 +128,7 @@ class Isolates:
             except NoSuchIsolate:
                 pass
             except UnsafeState as error:
-                found.append(Damaged(name, escape(error), self.owner(name)))
+                found.append(Damaged(name, escape(error), self.owner(name), error.hint or error.cure))
         return found
 
     def owner(self, name: str) -> ProcessId | None:
@@ -141,7 +146,7 @@ class Isolates:
     def write(self, record: Record) -> None:
         """Write an isolate's record while nobody supervises it; raise NameTaken if somebody does."""
         with self._locked(record.name):
-            write_whole(self.directory(record.name) / "state.json", record.dump(), mode=0o600)
+            write_record(self.directory(record.name), record)
 
     def discard(self, name: str) -> Path:
         """Move a damaged state.json aside; return where it is now. Raise NameTaken while a supervisor holds it."""
@@ -166,7 +171,7 @@ class Isolates:
                 yield Claim(name, directory)
                 return
             self._demand_unused(name)
-            for left in ("state.json", "console.log", "console.log.1", "supervisor.log"):
+            for left in LEFT_FILES:
                 (directory / left).unlink(missing_ok=True)
             yield Claim(name, directory)
 
@@ -204,9 +209,9 @@ class Isolates:
                     "an isolate of this name runs already", actual=name, hint=f"veracruz enclave stop {name}"
                 ) from error
             holder = ProcessId.of(os.getpid())
-            if holder is not None:
+            with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's number
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{holder.pid} {holder.start}\n".encode(), 0)
+                os.pwrite(descriptor, f"{holder.pid} {holder.start}\n".encode() if holder else b"", 0)
             yield
         finally:
             os.close(descriptor)
@@ -214,7 +219,11 @@ class Isolates:
     def _read(self, directory: Path) -> Record:
         path = directory / "state.json"
         try:
-            with path.open("rb") as file:
+            demand_private(self._base)  # what a record names is killed, removed and run
+            demand_private(directory)
+            with os.fdopen(_open_plain(path, os.O_RDONLY), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ValueError("it is no regular file")
                 raw = file.read(MAX_STATE + 1)
             if len(raw) > MAX_STATE:
                 raise ValueError(f"more than {MAX_STATE} bytes")
@@ -223,9 +232,13 @@ class Isolates:
                 raise ValueError(f"it is the record of {record.name}")
             return record
         except FileNotFoundError as error:
-            raise NoSuchIsolate("no isolate of this name", actual=directory.name) from error
+            raise NoSuchIsolate(
+                "no isolate of this name", actual=directory.name, hint="veracruz enclave list --all"
+            ) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            told = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
+            told = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+            if isinstance(error, OSError):
+                told = error.strerror or told  # the path is said already
             raise UnsafeState(
                 f"{path} is damaged", actual=told, hint=f"veracruz enclave stop {directory.name}"
             ) from error
@@ -247,8 +260,44 @@ class Isolates:
             record, stage=Stage.LOST, supervisor=None, children=(), roles=(), sockets=None, reason=reason, ended=now()
         )
         with contextlib.suppress(EnvironmentLacks):  # a full disk: it is cleaned up, and will be found again
-            write_whole(directory / "state.json", record.dump(), mode=0o600)
+            write_record(directory, record)
         return record
+
+
+def _open_plain(path: Path, flags: int) -> int:
+    """Open what may be anything: no link is followed, and no pipe is waited for."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def write_record(directory: Path, record: Record) -> None:
+    """Write state.json, whole or not at all; on a full disk over the one that is there, in the room that it has."""
+    path = directory / "state.json"
+    try:
+        write_whole(path, record.dump(), mode=0o600)
+    except EnvironmentLacks:
+        if not _write_over(path, record):
+            raise
+
+
+def _write_over(path: Path, record: Record) -> bool:
+    """Write a record in the blocks that its file has already; return whether that could be done.
+
+    Not atomic, but an isolate's end is worth being known on the day on which a disk is full.
+    """
+    raw = record.dump()
+    try:
+        with os.fdopen(_open_plain(path, os.O_RDWR), "r+b", buffering=0) as file:
+            found = os.fstat(file.fileno())
+            room = min(found.st_blocks * 512, MAX_STATE)
+            if len(raw) > room and record.reason is not None:
+                raw = replace(record, reason=record.reason.partition("\n")[0]).dump()
+            if not stat.S_ISREG(found.st_mode) or len(raw) > room:
+                return False
+            file.write(raw)
+            file.truncate(len(raw))
+    except OSError:
+        return False
+    return True
 
 
 def now() -> str:
@@ -264,8 +313,8 @@ class Claim:
     directory: Path
 
     def write(self, record: Record) -> None:
-        """Write state.json, whole or not at all."""
-        write_whole(self.directory / "state.json", record.dump(), mode=0o600)
+        """Write state.json."""
+        write_record(self.directory, record)
 
     @property
     def console(self) -> Path:
@@ -290,14 +339,13 @@ class Claim:
 
 def make_sockets() -> Path:
     """Make the private directory of an isolate's sockets, on a short path."""
-    for base in (os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):
+    # XDG_RUNTIME_DIR comes last: it is removed when its user logs out, and an isolate goes on.
+    for base in (os.environ.get("TMPDIR", ""), tempfile.gettempdir(), "/tmp", os.environ.get("XDG_RUNTIME_DIR", "")):
         if not base.startswith("/") or len(os.fsencode(base)) > MAX_SOCKET_PATH - 32:
             continue
         with contextlib.suppress(OSError):
             return Path(tempfile.mkdtemp(prefix=SOCKETS_PREFIX, dir=base))
-    raise EnvironmentLacks(
-        "no directory for the isolate's sockets", hint="set XDG_RUNTIME_DIR or TMPDIR to a short, writable directory"
-    )
+    raise EnvironmentLacks("no directory for the isolate's sockets", hint="set TMPDIR to a short, writable directory")
 
 
 def remove_sockets(path: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from attestation.binding import policy_hash
+from attestation.console import as_told
 from attestation.errors import VeracruzError, escape
 from attestation.measurements import ZERO_PCR, Measurements, dump_measurements
 from enclave_image.runtime.wire import PORT_API
@@ -28,6 +29,7 @@ from .errors import IsolateDied, IsolateHalted
 from .isolate import Isolate
 from .listen import Endpoint, Listener
 from .news import FAREWELLS, Asked, Ended, EventCode, News, tell_event
+from .post_mortem import tell_code
 from .record import Record, Stage
 from .relay.limits import Limits
 from .report import Report
@@ -35,6 +37,8 @@ from .restart import RestartPolicy, Restarts
 from .state import Claim, Isolates, now
 
 BOOT_LIMIT = 120.0  # seconds from the start of the machine until it serves
+LOG_PAUSE = 10.0  # seconds between looks at the length of supervisor.log
+RELAY_SETTLED = 10.0  # seconds; a relay that ends sooner would end again
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,7 @@ class Supervisor:
             self._order.old_documents,
         )  # fmt: skip
         restarts = Restarts(self._order.restart)
+        trimming = asyncio.create_task(self._trim_log())
         try:
             while True:
                 try:
@@ -117,12 +122,19 @@ class Supervisor:
             self._write_end(claim, Stage.ENDED, f"stopped by {asked.signal.name} while it started")
             return asked.signal
         except BaseException as error:
-            self._write_end(claim, Stage.FAILED, str(error) or type(error).__name__)
+            told = str(as_told(error)) if isinstance(error, (VeracruzError, OSError, MemoryError)) else str(error)
+            self._write_end(claim, Stage.FAILED, told or type(error).__name__)
             raise
         finally:
+            trimming.cancel()
             console.close()
         self._write_end(claim, Stage.ENDED, reason)
         return self._asked
+
+    async def _trim_log(self) -> None:
+        while True:
+            await asyncio.sleep(LOG_PAUSE)
+            self._report.trim()
 
     async def _live(self, setting: Setting) -> str:
         """Start one isolate and keep it to its end; return why it ended as it should, else raise IsolateDied."""
@@ -136,7 +148,7 @@ class Supervisor:
             if not self._told:
                 self._told = True
                 self._serving(self._record)
-            return await self._keep(boot)
+            return await self._keep(setting.claim, boot)
 
     async def _pause(self, claim: Claim, restarts: Restarts, error: IsolateDied) -> None:
         """Wait until the next start; raise the error if there is none, Interrupted if it is not wanted."""
@@ -155,7 +167,7 @@ class Supervisor:
         )
         self._record = replace(
             self._record, stage=Stage.RESTARTING, children=(), roles=(), sockets=None, outside=None, served=None,
-            reason=str(error), restarts=restarts.total,
+            reason=str(error), died=str(error).partition("\n")[0], restarts=restarts.total,
         )  # fmt: skip
         claim.write(self._record)
         self._news = asyncio.Queue()
@@ -193,7 +205,7 @@ class Supervisor:
                 return
         raise IsolateDied("no way to run the isolate is left")
 
-    async def _keep(self, boot: Boot) -> str:
+    async def _keep(self, claim: Claim, boot: Boot) -> str:
         """Wait until the isolate has ended as it should, or is asked to end; return why."""
         while True:
             match news := await self._news.get():
@@ -203,6 +215,14 @@ class Supervisor:
                 case EventCode(event) if event in FAREWELLS:
                     boot.farewell = event
                     self._report.step(tell_event(event))
+                case Ended(child, code) if child is boot.relay and boot.relay_age >= RELAY_SETTLED:
+                    self._report.note(
+                        f"the relay ended {tell_code(code)}: another takes its place; its connections broke, the"
+                        " isolate goes on"
+                    )
+                    boot.renew_relay()
+                    self._record = replace(self._record, children=boot.record.children, roles=boot.record.roles)
+                    claim.write(self._record)
                 case Ended():
                     return FAREWELLS[await boot.explain_end(news)]
                 case _:

@@ -151,7 +151,7 @@ class IsolateRig:
         self._folder = folder
         self._me = command
         self._chance = chance
-        self._environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state"), "XDG_RUNTIME_DIR": str(folder)}
+        self._environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state"), "TMPDIR": str(folder)}
         folder.mkdir(mode=0o700)
         identity = write_identity("alice", folder)
         self._write_policy(identity)

@@ -75,7 +75,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Iterator[Host
     world = World(tmp_path_factory.mktemp("faults"))
     sockets = Path(f"/tmp/vf-{os.getpid()}")
     sockets.mkdir(mode=0o700)
-    world.environment["XDG_RUNTIME_DIR"] = str(sockets)
+    world.environment["TMPDIR"] = str(sockets)
     try:
         yield Host(world, image, world.policy("faults", image.with_suffix(".json")), sockets)
     finally:

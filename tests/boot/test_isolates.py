@@ -62,7 +62,7 @@ def test_a_new_isolate_after_a_death_has_a_new_key(own: World, image: Path) -> N
 def test_kill_9_while_it_serves_leaves_nothing(own: World, image: Path, victim: str) -> None:
     sockets = Path(f"/tmp/vi-{os.getpid()}")
     sockets.mkdir(mode=0o700)
-    own.environment["XDG_RUNTIME_DIR"] = str(sockets)
+    own.environment["TMPDIR"] = str(sockets)
     policy = own.policy("killed", image.with_suffix(".json"))
     words = ("enclave", "run", image, "--policy", policy, "--detach", "--json", "--accel", "tcg", "--name", "one")
     try:

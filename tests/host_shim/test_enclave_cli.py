@@ -44,7 +44,7 @@ class Host:
         self.sockets.mkdir(mode=0o700)
         monkeypatch.setenv("HOME", str(home))
         monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(self.sockets))
+        monkeypatch.setenv("TMPDIR", str(self.sockets))
         self.policy = home / "policy.json"
         _, certificate = make_identity("alice")
         party = {"name": "alice", "certificate": certificate.decode(), "rights": {"/": ["list"]}}

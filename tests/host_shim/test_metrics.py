@@ -53,7 +53,7 @@ def put(isolates: Isolates, one: Record, relay: Counters | None = None, module: 
     with isolates.claim(one.name) as claim:
         for path, numbers in ((claim.counters, relay), (claim.module, module)):
             if numbers is not None:
-                descriptor = open_board(path)
+                descriptor = open_board(path, type(numbers))
                 board = Board(descriptor, type(numbers))
                 board.publish(numbers)
                 board.close()
@@ -70,7 +70,7 @@ def told(isolates: Isolates) -> dict[tuple[str, ...], float]:
 
 
 def test_numbers_are_read_as_they_were_published(tmp_path: Path) -> None:
-    descriptor = open_board(tmp_path / "numbers")
+    descriptor = open_board(tmp_path / "numbers", Counters)
     board = Board(descriptor, Counters)
     assert look_at(tmp_path / "numbers", Counters) is None  # nothing was published yet
     board.publish(Counters(accepted=3, bytes_out=1 << 40))

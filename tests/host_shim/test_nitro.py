@@ -96,7 +96,7 @@ class Nitro:
         self.set = monkeypatch.setenv
         self.set("FAKE_NITRO", str(self.enclaves))
         self.set("FAKE_NITRO_WAY", "serves+nsm")
-        self.set("XDG_RUNTIME_DIR", str(self.sockets))
+        self.set("TMPDIR", str(self.sockets))
         self.set("XDG_STATE_HOME", str(home / "state"))
         self.isolates = Isolates(self.home)
         self.cli = NitroCli(str(self.tool))

@@ -162,7 +162,7 @@ def test_children_die_with_their_parent() -> None:
 def test_sockets_have_a_short_private_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+    monkeypatch.setenv("TMPDIR", str(deep))
     sockets = make_sockets()
     assert len(f"{sockets}/v_65535") <= 107
     assert stat.S_IMODE(sockets.stat().st_mode) == 0o700

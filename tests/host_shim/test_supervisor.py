@@ -112,7 +112,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Give each test a place for sockets, and see that nothing is left there."""
     place = Path("/tmp") / f"vt-{os.getpid()}-{tmp_path_factory.mktemp('x').name}"
     place.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(place))
+    monkeypatch.setenv("TMPDIR", str(place))
     yield place
     left = [path for path in place.rglob("*") if not path.is_dir()]
     subprocess.run(["rm", "-rf", str(place)], check=True)
