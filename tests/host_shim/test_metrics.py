@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -166,6 +168,19 @@ def test_a_silent_or_rude_stranger_keeps_nobody_waiting_for_long(isolates: Isola
             rude.sendall(b"\x00\xff" * 40_000 + b"\r\n\r\n")
             assert eventually(lambda: ask(address, "/metrics")[0] == 200)
         assert silent.fileno() >= 0
+
+
+def test_a_stranger_who_asks_a_byte_at_a_time_is_cut_off(isolates: Isolates, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    start = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=10) as drip, contextlib.suppress(OSError):
+        while time.monotonic() - start < 30:
+            drip.sendall(b"G")
+            drip.settimeout(0.2)
+            with contextlib.suppress(TimeoutError):
+                if drip.recv(4096) == b"":
+                    break
+    assert time.monotonic() - start < 15
 
 
 def test_health_is_an_exit_code(isolates: Isolates, capsys: pytest.CaptureFixture[str]) -> None:

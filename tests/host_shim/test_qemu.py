@@ -143,6 +143,15 @@ def test_without_kvm_auto_is_tcg_and_kvm_an_error(tmp_path: Path, monkeypatch: p
         choose_accelerators("kvm", verdict)
 
 
+def test_a_kvm_that_runs_no_guest_is_told_before_anything_boots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (device := tmp_path / "kvm").touch()
+    monkeypatch.setattr(accel, "KVM", device)
+    with pytest.raises(NoKvm, match="does not run a guest"):
+        choose_accelerators("kvm", KvmVerdict("QEMU 10", tmp_path), lambda: False)
+
+
 def test_a_damaged_verdict_is_none(tmp_path: Path) -> None:
     for content in (b"", b"[]", b'{"works": 1}', b"\xff"):
         (tmp_path / "kvm.json").write_bytes(content)

@@ -99,6 +99,46 @@ def test_a_damaged_record_is_an_error_with_a_hint(tmp_path: Path) -> None:
         claim.write(a_record(claim))
 
 
+def test_what_is_no_regular_file_is_damaged_and_waited_for_by_nobody(tmp_path: Path) -> None:
+    isolates = Isolates(tmp_path)
+    for name in ("pipe", "link"):
+        make_private(isolates.directory(name))
+    os.mkfifo(isolates.directory("pipe") / "state.json")
+    (isolates.directory("link") / "state.json").symlink_to("/etc/passwd")
+    told = {one.name: one.problem for one in isolates.damaged()}
+    assert "it is no regular file" in told["pipe"]
+    assert "symbolic links" in told["link"]
+    assert isolates.discard("pipe").name == "state.json.damaged"
+
+
+@pytest.mark.parametrize("loose", ["enclaves", "enclaves/one"])
+def test_a_record_that_others_could_have_written_is_not_believed(tmp_path: Path, loose: str) -> None:
+    isolates = Isolates(tmp_path)
+    with isolates.claim("one") as claim:
+        claim.write(a_record(claim))
+    (tmp_path / loose).chmod(0o777)
+    with pytest.raises(UnsafeState, match="not this user's own directory") as caught:
+        isolates.find("one")
+    assert caught.value.hint == f"look at what is in it, then: chmod 700 {tmp_path / loose}"
+    assert [one.cure for one in isolates.damaged()] == [caught.value.hint]
+
+
+def test_nothing_of_the_isolate_before_is_taken_for_this_ones(tmp_path: Path) -> None:
+    isolates = Isolates(tmp_path)
+    with isolates.claim("one") as claim:
+        for path in (claim.console, claim.log, claim.counters, claim.module):
+            path.touch()
+    with isolates.claim("one") as claim:
+        assert [path.name for path in claim.directory.iterdir()] == ["lock"]
+
+
+def test_sockets_outlive_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    sockets = make_sockets()
+    remove_sockets(sockets)
+    assert sockets.parent != tmp_path
+
+
 def test_what_a_killed_supervisor_left_is_cleaned_up(tmp_path: Path) -> None:
     sockets = make_sockets()
     (sockets / "v_9000").touch()

@@ -38,10 +38,12 @@ from host_shim.listen import parse_endpoint
 from host_shim.report import Report
 from host_shim.restart import RestartPolicy
 from host_shim.state import Isolates
+from host_shim import supervisor
 from host_shim.supervisor import Order, Supervisor
 from tests.host_shim.stub_isolate import StubIsolate
 
 home, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+supervisor.RELAY_SETTLED = options["settled"]
 policy = options["policy"] and options["policy"].encode()
 foreign = {} if policy else {"evidence": Evidence.NONE, "port": 7777}
 ways = [StubIsolate(*way, **foreign) for way in options["ways"]]
@@ -90,11 +92,11 @@ class Run:
 @contextmanager
 def run(
     home: Path, *ways: Any, policy: str | None = "{}", listen: str = "127.0.0.1:0", limit: float = 10,
-    egress: tuple[str, ...] = (), restart: str = "never",
+    egress: tuple[str, ...] = (), restart: str = "never", settled: float = 60,
 ) -> Iterator[Run]:  # fmt: skip
     told = {
         "ways": ways or [["serves"]], "policy": policy, "listen": listen, "limit": limit, "egress": egress,
-        "restart": restart,
+        "restart": restart, "settled": settled,
     }  # fmt: skip
     options = json.dumps(told)
     with subprocess.Popen(
@@ -240,11 +242,43 @@ def test_an_agreed_shutdown_is_a_regular_end(tmp_path: Path) -> None:
     assert stage(tmp_path) == (Stage.ENDED, "shut down by its participants")
 
 
-def test_ends_with_the_relay(tmp_path: Path) -> None:
+def relay_of(running: Run) -> ProcessId | None:
+    found = Isolates(running.home).find("one")
+    return dict(zip(found.roles, found.children, strict=True)).get("relay")
+
+
+def test_a_relay_that_ends_is_replaced_and_the_isolate_goes_on(tmp_path: Path, temporary: Path) -> None:
+    with run(tmp_path, settled=0) as running:
+        place = running.endpoint()
+        before = running.children()
+        first = relay_of(running)
+        with socket.create_connection(place, timeout=10) as client:
+            client.sendall(b"first")
+            assert client.recv(5) == b"first"
+            assert first is not None
+            first.signal(signal.SIGKILL)
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+        with socket.create_connection(place, timeout=10) as client:  # it waits for the next one
+            client.sendall(b"again")
+            assert client.recv(5) == b"again"
+        eventually(lambda: relay_of(running) not in (first, None))
+        after = running.children()
+        assert [one for one in before if one != first] == [one for one in after if one != relay_of(running)]
+        running.process.send_signal(signal.SIGTERM)
+        code, said = running.finish()
+    assert code == 40 + signal.SIGTERM
+    assert "the relay ended by SIGKILL: another takes its place" in said
+    wait_for_end(after)
+    assert list(temporary.iterdir()) == []
+
+
+def test_ends_with_a_relay_that_did_not_last(tmp_path: Path) -> None:
     with run(tmp_path) as running:
         running.endpoint()
         guest = running.children()
-        relay = next(c for c in guest if b"host_shim.relay" in Path(f"/proc/{c.pid}/cmdline").read_bytes())
+        relay = relay_of(running)
+        assert relay is not None
         relay.signal(signal.SIGKILL)
         code, said = running.finish()
     assert code == 5
