@@ -25,7 +25,7 @@ from .isolate import Evidence, Running
 from .nitro_cli import TELL_ALL, run_command
 from .nitro_guest import NitroGuest
 from .parent_seat import Seat, VsockSeat
-from .qemu import EIF_SHARE, PROGRAM, Qemu, find_qemu
+from .qemu import EIF_SHARE, PROGRAM, Qemu, find_qemu, start_guest
 from .record import Outside
 
 LEAST_MEMORY = 64  # MiB
@@ -166,7 +166,7 @@ class NitroIsolate:
                 cid=cid, name=name, debug_mode=self.debug_mode,
             )  # fmt: skip
             return start_by_nitro_cli(self, command, name, cid, log)
-        return self._start_qemu(cid, self.host.target(name, cid, self.port))
+        return start_guest(self.qemu_command(cid), target=self.host.target(name, cid, self.port))
 
     def qemu_command(self, cid: int) -> list[str]:
         """Return QEMU's command line: the whole file is the kernel, and the console is there in debug mode."""
@@ -177,20 +177,6 @@ class NitroIsolate:
             "-m", f"{self.memory_mib}M", "-smp", str(self.cpus), "-nographic", "-no-user-config",
             "-kernel", str(self.image),
         ]  # fmt: skip
-
-    def _start_qemu(self, cid: int, target: str) -> Running:
-        console, console_end = os.pipe()
-        complaints, complaints_end = os.pipe()
-        try:
-            guest = Child(self.qemu_command(cid), name="QEMU", stdout=console_end, stderr=complaints_end)
-        except OSError as error:
-            os.close(console)
-            os.close(complaints)
-            raise NoNitro(f"QEMU does not start: {error.strerror}") from error
-        finally:
-            os.close(console_end)
-            os.close(complaints_end)
-        return Running(guest, (), console, complaints, target=target)
 
 
 def start_by_nitro_cli(isolate: NitroIsolate, command: Sequence[str], name: str, cid: int, log: int) -> Running:

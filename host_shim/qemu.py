@@ -197,10 +197,7 @@ class QemuIsolate(BesideUs):
             "-accel", self.accelerator.value,
             "-cpu", "host" if self.accelerator is Accel.KVM else "max",
             "-smp", str(self.machine.cpus),
-            "-nodefaults", "-no-user-config", "-no-reboot", "-nographic",
-            "-sandbox", SANDBOX,
-            "-serial", "stdio", "-monitor", "none",
-            "-chardev", f"socket,id=vsock,fd={vsock}",
+            *surroundings(vsock),
             "-device", "vhost-user-vsock-device,chardev=vsock",
             "-kernel", self.files.kernel.path,
             "-initrd", self.files.ramdisks.path,
@@ -209,15 +206,40 @@ class QemuIsolate(BesideUs):
 
     async def start(self, base: Path, log: int) -> Running:
         """Start the backend, then QEMU on it."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            backend = await start_backend(ours.fileno(), base, log, self.port)
-            descriptors = [theirs.fileno(), self.files.kernel.descriptor, self.files.ramdisks.descriptor]
-            try:
-                return start_guest(self.command(theirs.fileno()), backend, descriptors, target=f"{base}_{self.port}")
-            except BaseException:
-                await backend.stop()
-                raise
+        return await start_machine(self.command, (self.files.kernel, self.files.ramdisks), base, log, port=self.port)
+
+
+def surroundings(vsock: int) -> list[str]:
+    """Return QEMU's words for what each of our machines has around it: its console here, `vsock`, and no more."""
+    return [
+        "-nodefaults", "-no-user-config", "-no-reboot", "-nographic",
+        "-sandbox", SANDBOX,
+        "-serial", "stdio", "-monitor", "none",
+        "-chardev", f"socket,id=vsock,fd={vsock}",
+    ]  # fmt: skip
+
+
+async def start_machine(
+    command: Callable[[int], Sequence[str]],
+    files: Iterable[SealedFile],
+    base: Path,
+    log: int,
+    *,
+    port: int,
+    environment: Mapping[str, str] | None = None,
+) -> Running:
+    """Start the backend, then QEMU on it; `command` is told the descriptor that leads there, and names the files."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        backend = await start_backend(ours.fileno(), base, log, port)
+        descriptors = [theirs.fileno(), *(file.descriptor for file in files)]
+        try:
+            return start_guest(
+                command(theirs.fileno()), (backend,), descriptors, target=f"{base}_{port}", environment=environment
+            )
+        except BaseException:
+            await backend.stop()
+            raise
 
 
 async def start_backend(vsock: int, base: Path, log: int, port: int) -> Child:
@@ -233,13 +255,13 @@ async def start_backend(vsock: int, base: Path, log: int, port: int) -> Child:
 
 def start_guest(
     command: Sequence[str],
-    backend: Child,
-    pass_fds: Sequence[int],
+    helpers: tuple[Child, ...] = (),
+    pass_fds: Sequence[int] = (),
     *,
     target: str,
     environment: Mapping[str, str] | None = None,
 ) -> Running:
-    """Start QEMU beside its backend; raise NoQemu."""
+    """Start QEMU beside its helpers; raise NoQemu."""
     console, console_end = os.pipe()
     complaints, complaints_end = os.pipe()
     try:
@@ -253,7 +275,7 @@ def start_guest(
     finally:
         os.close(console_end)
         os.close(complaints_end)
-    return Running(guest, (backend,), console, complaints, target=target)
+    return Running(guest, helpers, console, complaints, target=target)
 
 
 def choose_accelerators(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,20 +20,18 @@ from enclave_image.config import cache_dir
 from enclave_image.runtime.wire import PORT_API
 
 from .accel import Accel
-from .children import Child
 from .errors import NoNitroMachine
 from .isolate import BesideUs, Evidence, Running
 from .qemu import (
     ENDS_FOR_SURE,
     PANICS_BRIEFLY,
     PROGRAM,
-    SANDBOX,
     Machine,
     Qemu,
     SealedFile,
     find_qemu,
-    start_backend,
-    start_guest,
+    start_machine,
+    surroundings,
 )
 
 MACHINE = "nitro-enclave"
@@ -138,24 +135,12 @@ class QemuNitroIsolate(BesideUs):
             "-accel", self.accelerator.value,
             "-cpu", "host" if self.accelerator is Accel.KVM else "max",
             "-smp", str(self.machine.cpus),
-            "-nodefaults", "-no-user-config", "-no-reboot", "-nographic",
-            "-sandbox", SANDBOX,
-            "-serial", "stdio", "-monitor", "none",
-            "-chardev", f"socket,id=vsock,fd={vsock}",
+            *surroundings(vsock),
             "-kernel", self.image.path,
             "-append", os.fsdecode(PANICS_BRIEFLY + ENDS_FOR_SURE).strip(),
         ]  # fmt: skip
 
     async def start(self, base: Path, log: int) -> Running:
         """Start the backend, then QEMU on it; the copies that QEMU makes of the image's parts lie with the sockets."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            backend: Child = await start_backend(ours.fileno(), base, log, self.port)
-            try:
-                return start_guest(
-                    self.command(theirs.fileno()), backend, [theirs.fileno(), self.image.descriptor],
-                    target=f"{base}_{self.port}", environment={"TMPDIR": str(base.parent)},
-                )  # fmt: skip
-            except BaseException:
-                await backend.stop()
-                raise
+        environment = {"TMPDIR": str(base.parent)}
+        return await start_machine(self.command, (self.image,), base, log, port=self.port, environment=environment)
