@@ -106,8 +106,8 @@ def examine_files() -> Iterator[Finding]:
         yield ok("state", str(state_home()))
     except VeracruzError as error:
         yield Finding("state", Level.PROBLEM, str(error), error.hint)
-    for name, record in _damaged():
-        yield Finding("state", Level.NOTE, record, f"rm -r {Isolates().directory(name)}")
+    for one in Isolates().damaged():
+        yield Finding("state", Level.NOTE, one.problem, one.cure)
     try:
         remove_sockets(make_sockets())
         yield ok("sockets", "a short private directory can be made")
@@ -125,16 +125,6 @@ def examine_files() -> Iterator[Finding]:
         yield Finding("cache", Level.NOTE, f"{free} MiB free at {cache}", mend)
     else:
         yield ok("cache", f"{cache}, {free} MiB free")
-
-
-def _damaged() -> Iterator[tuple[str, str]]:
-    isolates = Isolates()
-    for name in isolates.names():
-        if (isolates.directory(name) / "state.json").exists():
-            try:
-                isolates.find(name)
-            except VeracruzError as error:
-                yield name, str(error)
 
 
 def examine_limits() -> Iterator[Finding]:

@@ -132,16 +132,21 @@ class Isolates:
         return found
 
     def owner(self, name: str) -> ProcessId | None:
-        """Return the live supervisor that holds a name, whatever state.json says; None if nobody does."""
+        """Return the live supervisor that holds a name, whatever state.json says; None if nobody of ours does."""
         try:
-            with (self.directory(name) / "lock").open("rb") as file:
+            self._demand_private(name)  # or whoever wrote the lock chooses which process is ended
+            with os.fdopen(_open_plain(self.directory(name) / "lock", os.O_RDONLY), "rb") as file:
                 pid, start = map(int, file.read(64).split())
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return ProcessId(pid, start)
-        except (OSError, ValueError):
+        except (OSError, ValueError, UnsafeState):
             pass
         return None
+
+    def _demand_private(self, name: str) -> None:
+        demand_private(self._base)
+        demand_private(self.directory(name))
 
     def write(self, record: Record) -> None:
         """Write an isolate's record while nobody supervises it; raise NameTaken if somebody does."""
@@ -219,8 +224,7 @@ class Isolates:
     def _read(self, directory: Path) -> Record:
         path = directory / "state.json"
         try:
-            demand_private(self._base)  # what a record names is killed, removed and run
-            demand_private(directory)
+            self._demand_private(directory.name)  # what a record names is killed, removed and run
             with os.fdopen(_open_plain(path, os.O_RDONLY), "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise ValueError("it is no regular file")

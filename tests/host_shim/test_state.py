@@ -123,6 +123,14 @@ def test_a_record_that_others_could_have_written_is_not_believed(tmp_path: Path,
     assert [one.cure for one in isolates.damaged()] == [caught.value.hint]
 
 
+def test_a_lock_that_others_could_have_written_names_nobody_to_end(tmp_path: Path) -> None:
+    isolates = Isolates(tmp_path)
+    with isolates.claim("one"):
+        assert isolates.owner("one") == ProcessId.of(os.getpid())
+        isolates.directory("one").chmod(0o777)
+        assert isolates.owner("one") is None
+
+
 def test_nothing_of_the_isolate_before_is_taken_for_this_ones(tmp_path: Path) -> None:
     isolates = Isolates(tmp_path)
     with isolates.claim("one") as claim:
