@@ -118,8 +118,9 @@ class Supervisor:
                 except IsolateDied as error:
                     await self._pause(claim, restarts, error)
         except Interrupted as asked:
-            self._report.step(f"{asked.signal.name}: stopped while it started")
-            self._write_end(claim, Stage.ENDED, f"stopped by {asked.signal.name} while it started")
+            started = " while it started" if self._served is None else ""  # else its processes were told before us
+            self._report.step(f"{asked.signal.name}: stopped{started}")
+            self._write_end(claim, Stage.ENDED, f"stopped by {asked.signal.name}{started}")
             return asked.signal
         except BaseException as error:
             told = str(as_told(error)) if isinstance(error, (VeracruzError, OSError, MemoryError)) else str(error)

@@ -129,6 +129,19 @@ def test_is_not_started_again(tmp_path: Path, way: str, policy: str, says: str |
     assert said.count("started stub guest") == (2 if way == "dies" else 1)
 
 
+def test_a_signal_to_every_process_at_once_is_no_death(tmp_path: Path, temporary: Path) -> None:
+    with run(tmp_path, restart="on-failure") as running:  # as service managers do
+        running.endpoint()
+        children = running.children()
+        for pid in (*(child.pid for child in children), running.pid):
+            os.kill(pid, signal.SIGTERM)
+        code, _ = running.finish()
+    assert code == 40 + signal.SIGTERM
+    assert stage(tmp_path) == (Stage.ENDED, "stopped by SIGTERM")
+    wait_for_end(children)
+    assert list(temporary.iterdir()) == []
+
+
 def test_asked_to_end_while_it_waits_to_start_another(tmp_path: Path) -> None:
     with run(tmp_path, ["dies"], restart="on-failure") as running:
         assert eventually(lambda: (found := record_of(tmp_path)) is not None and found.stage is Stage.RESTARTING)
