@@ -23,8 +23,7 @@ from .accel import Accel
 from .errors import NoNitroMachine
 from .isolate import BesideUs, Evidence, Running
 from .qemu import (
-    ENDS_FOR_SURE,
-    PANICS_BRIEFLY,
+    APPENDED,
     PROGRAM,
     Machine,
     Qemu,
@@ -137,7 +136,7 @@ class QemuNitroIsolate(BesideUs):
             "-smp", str(self.machine.cpus),
             *surroundings(vsock),
             "-kernel", self.image.path,
-            "-append", os.fsdecode(PANICS_BRIEFLY + ENDS_FOR_SURE).strip(),
+            "-append", os.fsdecode(APPENDED).strip(),
         ]  # fmt: skip
 
     async def start(self, base: Path, log: int) -> Running:

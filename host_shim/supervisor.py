@@ -217,17 +217,25 @@ class Supervisor:
                     boot.farewell = event
                     self._report.step(tell_event(event))
                 case Ended(child, code) if child is boot.relay and boot.relay_age >= RELAY_SETTLED:
-                    self._report.note(
-                        f"the relay ended {tell_code(code)}: another takes its place; its connections broke, the"
-                        " isolate goes on"
-                    )
-                    boot.renew_relay()
-                    self._record = replace(self._record, children=boot.record.children, roles=boot.record.roles)
-                    claim.write(self._record)
+                    self._replace_relay(claim, boot, code)
                 case Ended():
                     return FAREWELLS[await boot.explain_end(news)]
                 case _:
                     await boot.look(news)
+
+    def _replace_relay(self, claim: Claim, boot: Boot, code: int) -> None:
+        self._report.note(
+            f"the relay ended {tell_code(code)}: another takes its place; its connections broke, the isolate goes on"
+        )
+        try:
+            boot.renew_relay()
+        except OSError as error:
+            raise IsolateDied(
+                f"the relay ended {tell_code(code)}, and no other can be started", actual=error
+            ) from error
+        self._record = replace(self._record, children=boot.record.children, roles=boot.record.roles)
+        with contextlib.suppress(VeracruzError):  # a full disk: the isolate matters more
+            claim.write(self._record)
 
     # Signals
 

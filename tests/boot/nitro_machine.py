@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from enclave_image.config import cache_dir
-from host_shim.qemu import ENDS_FOR_SURE, PANICS_BRIEFLY, PROGRAM
+from host_shim.qemu import APPENDED, PROGRAM
 
 MODULE_ID = "i-0123456789abcdef0-enc0123456789abcdef"
 ROLE, PARENT = "arn:aws:iam::123456789012:role/parent", "i-0123456789abcdef0"  # PCR3 and PCR4 are made of these
@@ -47,7 +47,7 @@ def on_nitro_machine(program: Path, image: Path, words: str = "") -> Callable[[l
         machine = f"nitro-enclave,vsock=vsock,id={MODULE_ID},parent-role={ROLE},parent-id={PARENT}"
         options["-M"] = machine
         options["-kernel"] = str(image)
-        options["-append"] = os.fsdecode(PANICS_BRIEFLY + ENDS_FOR_SURE).strip() + words
+        options["-append"] = os.fsdecode(APPENDED).strip() + words
         return [str(program), *flags, *(word for pair in options.items() for word in pair)]
 
     return change

@@ -90,7 +90,7 @@ def test_what_was_measured_is_what_boots() -> None:
             for name in ("-kernel", "-initrd")
         }
         assert parts == {"-kernel": b"kernel", "-initrd": b"ramdisk 0ramdisk 1"}
-        assert command[command.index("-append") + 1] == "reboot=k quiet panic=1 reboot=t"
+        assert command[command.index("-append") + 1] == "reboot=k quiet panic=1 reboot=t no_timer_check"
         assert options["-M"].startswith("microvm,acpi=off")
         assert command[command.index("-smp") + 1] == "2"
         assert "-no-reboot" in command
