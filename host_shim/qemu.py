@@ -30,7 +30,8 @@ GUEST_CID = 4
 EIF_SHARE = 4  # nitro-cli: an enclave has at least four times its image's size as memory
 PANICS_BRIEFLY = b" panic=1"  # seconds; an image's own value may be far longer, and its user waits for nothing
 ENDS_FOR_SURE = b" reboot=t"  # microvm sometimes survives `reboot=k`, never a triple fault (seen with QEMU 7.2 and 10)
-# Linux counts the timer's ticks for a moment and panics where TCG on a busy machine delivers too few (one of ten at once on two cores).
+# Linux counts the timer's ticks for a moment, and panics where TCG on a busy machine delivers too few (of ten boots at
+# once on two cores, one).
 TAKES_LATE_TICKS = b" no_timer_check"
 APPENDED = PANICS_BRIEFLY + ENDS_FOR_SURE + TAKES_LATE_TICKS  # to an image's command line; nothing measures it
 ARM64_MAGIC, ARM64_MAGIC_AT = b"ARM\x64", 56  # Linux, Documentation/arch/arm64/booting.rst
