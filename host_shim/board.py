@@ -38,12 +38,13 @@ def size_of(kind: Kind) -> int:
 
 
 class Board:
-    """Publishes numbers of one kind in a file of `open_board` that its owner and the reader share."""
+    """Publishes numbers of one kind in a file that its owner and the reader share."""
 
     def __init__(self, descriptor: int, kind: Kind) -> None:
         self._names = names_of(kind)
         self._form = struct.Struct(f"<{len(self._names)}Q")
         self._magic = _magic(kind)
+        os.posix_fallocate(descriptor, 0, size_of(kind))  # nothing new for a file of open_board
         self._map = mmap.mmap(descriptor, size_of(kind))
         self._sequence = 0
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What the host remembers of its isolates: one directory each, one lock that lives as long as its supervisor.
 
-    STATE/enclaves/NAME/    state.json (whole or absent), console.log, console.log.1, supervisor.log, lock,
-                            relay.counters, module.counters
+    STATE/enclaves/NAME/    state.json, console.log, supervisor.log (and what came before: .1), lock, relay.counters,
+                            module.counters
     RUN/veracruz-XXXXXXXX/  the isolate's sockets; a short path, since Unix socket paths end at 107 bytes
 
 The lock (flock) tells a live supervisor from a dead one, whatever happened to it; what a dead one left is cleaned up by

@@ -289,7 +289,7 @@ class Supervisor:
             reason += "; its enclave did not end, and may run on"
         ended = replace(
             self._record, stage=stage, reason=reason, supervisor=None, children=(), roles=(), sockets=None,
-            outside=outside, ended=now(),
+            outside=outside, ended=now(), accel=self._boot.isolate.accel if self._boot else self._record.accel,
         )  # fmt: skip
         with contextlib.suppress(OSError, VeracruzError):  # what went wrong is told in any case
             claim.write(ended)

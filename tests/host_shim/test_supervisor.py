@@ -335,6 +335,7 @@ def test_a_guest_that_halts_is_not_blamed_on_a_tentative_way(tmp_path: Path) -> 
         code, said = running.finish()
     assert code == 5
     assert "KVM does not work" not in said
+    assert Isolates(tmp_path).find("one").accel == "kvm"  # what failed is told
 
 
 def test_a_port_in_use_is_found_before_anything_starts(tmp_path: Path) -> None:
