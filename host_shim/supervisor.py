@@ -216,12 +216,15 @@ class Supervisor:
                 case EventCode(event) if event in FAREWELLS:
                     boot.farewell = event
                     self._report.step(tell_event(event))
-                case Ended(child, code) if child is boot.relay and boot.relay_age >= RELAY_SETTLED:
+                case Ended(child, code) if child is boot.relay and self._may_replace_relay(boot):
                     self._replace_relay(claim, boot, code)
                 case Ended():
                     return FAREWELLS[await boot.explain_end(news)]
                 case _:
                     await boot.look(news)
+
+    def _may_replace_relay(self, boot: Boot) -> bool:
+        return self._asked is None and boot.relay_age >= RELAY_SETTLED  # asked: all of us may have been, at once
 
     def _replace_relay(self, claim: Claim, boot: Boot, code: int) -> None:
         self._report.note(
