@@ -37,8 +37,11 @@ class Root:
 
     certificate: bytes = field(repr=False)  # DER
     name: str
-    development: bool  # whatever is not AWS's root G1
+    development: bool = field(init=False)  # whatever is not AWS's root G1
     _parsed: ChainCertificate | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "development", self.fingerprint != AWS_ROOT_SHA256)
 
     def load(self) -> ChainCertificate:
         """Return the certificate, parsed once; raise UntrustedChain if it is none of the needed form."""
@@ -47,9 +50,9 @@ class Root:
         assert self._parsed is not None
         return self._parsed
 
-    def __reduce__(self) -> tuple[type[Root], tuple[bytes, str, bool]]:
+    def __reduce__(self) -> tuple[type[Root], tuple[bytes, str]]:
         """Go to another process as bytes: a parsed certificate cannot."""
-        return Root, (self.certificate, self.name, self.development)
+        return Root, (self.certificate, self.name)
 
     @property
     def fingerprint(self) -> bytes:
@@ -99,7 +102,7 @@ def load_root(pem: bytes) -> Root:
         raise MalformedInput(
             "root: not usable", expected="PEM of one self-signed P-384 CA certificate", actual=error
         ) from error
-    return Root(der, name, development=hashlib.sha256(der).digest() != AWS_ROOT_SHA256)
+    return Root(der, name)
 
 
 def verify_chain(

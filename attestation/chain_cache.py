@@ -4,9 +4,10 @@
 What is remembered is a head: certificates from the root downwards, byte for byte, and the length of the whole chain in
 which they were found sound. RFC 5280 6.1 passes four things from such a head down to what hangs below it: the last
 one's name and key, which are in its bytes; the depth, which the length of the chain fixes; and constraints on names
-and policies, with which no head is remembered. The one thing that changes is time: whoever uses a head compares the
-validity of all its certificates with the time given, each time. So a chain passes with the memory if and only if it
-passes without; and no refusal is remembered or made out of it: what is not found sound is checked whole.
+and policies, with which no chain is sound here; nor is a head remembered that has extensions of a further kind. The one
+thing that changes is time: whoever uses a head compares the validity of all its certificates with the time given, each
+time. So a chain passes with the memory if and only if it passes without; and no refusal is remembered or made out of
+it: what is not found sound is checked whole.
 """
 
 from __future__ import annotations

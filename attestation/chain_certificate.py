@@ -23,8 +23,8 @@ from .plain_certificate import ECDSA_SHA384, Place, read_place
 _P384_KEY = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
 _P384_KEY_SIZE = 0x78  # bytes
 
-# Extensions that say nothing of any certificate below but by its depth. Name constraints, policies and whatever is
-# unknown do: a chain with one is checked whole every time.
+# Extensions that say nothing of any certificate below but by its depth. Policies and whatever is unknown may: a chain
+# with one is checked whole every time.
 _OF_ITSELF = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,

@@ -3,9 +3,10 @@
 
 A path whose certificates all have Nitro's plain form is judged here: its rules are few, and each signature is verified,
 by cryptography's ECDSA, over the very bytes that came. Any other path is left to cryptography's X.509 verification.
-Its web profile asks for what Nitro's certificates lack (SAN, EKU, key identifiers), so policies of our own stand in.
-What is found sound here cryptography finds sound too: tests hold the two against each other. No revocation is fetched:
-AWS's guide says to switch it off, and certificates live for hours.
+Its web profile asks for what Nitro's certificates lack (SAN, EKU, key identifiers), so policies of our own stand in;
+what it leaves out of RFC 5280 (constraints on directory names, policies, what a leaf may say) is refused wherever a
+certificate has it. What is found sound here cryptography finds sound too: tests hold the two against each other. No
+revocation is fetched: AWS's guide says to switch it off, and certificates live for hours.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from itertools import pairwise
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder
 
 from .chain_certificate import ChainCertificate
@@ -31,6 +33,18 @@ _LEAF_POLICY = (
     .require_present(x509.BasicConstraints, Criticality.CRITICAL, None)
     .require_present(x509.KeyUsage, Criticality.AGNOSTIC, None)
 )
+
+# What a path has to be judged by wherever it stands (RFC 5280 6.1.3 and 6.1.4), critical or not, and cryptography does
+# not: of names it only knows those of a SAN, of policies none.
+_CONSTRAINTS = frozenset(
+    {
+        ExtensionOID.NAME_CONSTRAINTS,
+        ExtensionOID.POLICY_CONSTRAINTS,
+        ExtensionOID.POLICY_MAPPINGS,
+        ExtensionOID.INHIBIT_ANY_POLICY,
+    }
+)
+_MAY_BE_CRITICAL = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})  # cryptography takes more
 
 
 def validate_path(
@@ -58,7 +72,7 @@ def check_order(certificates: Sequence[ChainCertificate]) -> None:
         if certificate.fields.issuer != issuer.fields.subject:
             raise UntrustedChain(
                 f"certificate {len(certificates) - 1 - position} of the chain was issued by another than the next one",
-                expected=certificate.issuer_name,
+                expected=certificate.issuer_name or "an empty name",
                 actual=issuer.link.subject
                 + (" in another encoding" if issuer.link.subject == certificate.issuer_name else ""),
             )
@@ -113,6 +127,8 @@ def validate_by_library(certificates: Sequence[ChainCertificate], *, at: datetim
             .build_client_verifier()
         )
         verified = verifier.verify(leaf, intermediates)
+        for certificate in certificates:
+            _check_contents(certificate.parsed)
         _check_leaf(leaf)
     except BaseException as error:  # VerificationError; on malformed certificates also ValueError and others
         reraise_interrupt(error)
@@ -123,9 +139,31 @@ def validate_by_library(certificates: Sequence[ChainCertificate], *, at: datetim
         raise UntrustedChain("the chain that was validated is not the whole cabundle")
 
 
+def _check_contents(certificate: x509.Certificate) -> None:
+    """Check that a certificate has a serial number, and asks for nothing that is not done here; raise ValueError."""
+    if certificate.serial_number <= 0:  # RFC 5280 4.1.2.2
+        raise ValueError("the serial number is not positive")
+    for extension in certificate.extensions:
+        name = extension.oid.dotted_string
+        if extension.critical and extension.oid not in _MAY_BE_CRITICAL:
+            raise ValueError(f"critical extension {name}")
+        if extension.oid in _CONSTRAINTS:
+            raise ValueError(f"extension {name} constrains names or policies")
+        if (
+            isinstance(extension.value, x509.ExtendedKeyUsage)
+            and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in extension.value
+        ):
+            raise ValueError(f"extension {name} allows other purposes only")  # none is that of signing documents
+
+
 def _check_leaf(leaf: x509.Certificate) -> None:
-    """Check that a leaf is no CA and signs data; raise ValueError."""
+    """Check that a leaf has a name, is no CA and signs data alone; raise ValueError."""
+    if not leaf.subject.rdns:
+        raise ValueError("the leaf has no name")
     if leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
         raise ValueError("the leaf is a CA")
-    if not leaf.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature:
+    usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+    if not usage.digital_signature:
         raise ValueError("the leaf's key is not for digital signatures")
+    if usage.key_cert_sign:  # RFC 5280 4.2.1.9: never without cA
+        raise ValueError("the leaf's key is for certificates too")

@@ -2,7 +2,8 @@
 """A certificate's fields as the bytes that stand in it (RFC 5280 4.1), to be compared and verified byte for byte.
 
 Only for certificates that `cryptography` has parsed: what is strict DER has these fields at one place alone. Anything
-else raises ValueError here too, but is not described.
+else raises ValueError here too, but is not described. What `cryptography` reads later or never (the contents of an
+extension) is held to DER's lengths here.
 """
 
 from __future__ import annotations
@@ -92,6 +93,21 @@ def read_extensions(raw: bytes) -> list[bytes]:
     return found
 
 
+def read_nested(raw: bytes, offset: int, tags: bytes) -> bytes:
+    """Return the content of the innermost of elements that are each the whole content of the one before.
+
+    The outermost is at `offset` and ends with `raw`. Raises ValueError if it is not so.
+    """
+    try:
+        for tag in tags:
+            if _end(raw, offset, tag) != len(raw):
+                raise ValueError(f"bytes behind the element at byte {offset}")
+            offset = _content(raw, offset, tag)
+    except IndexError as error:
+        raise ValueError("truncated") from error
+    return raw[offset:]
+
+
 def read_plain_name(name: bytes) -> str | None:
     """Return a name (DER) as RFC 4514 writes it, or None if it is not of the plain kind that Nitro's are.
 
@@ -136,6 +152,8 @@ def _end(raw: bytes, offset: int, tag: int) -> int:
     if first >= 0x80:  # X.690 8.1.3.5: so many bytes of length
         start += first & 0x7F
         size = int.from_bytes(raw[offset + 2 : start], "big")
+        if size < 0x80 or not raw[offset + 2]:  # X.690 10.1
+            raise ValueError(f"length not in its shortest form at byte {offset}")
     if start + size > len(raw):
         raise IndexError(offset)
     return start + size

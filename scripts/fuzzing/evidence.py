@@ -8,7 +8,8 @@ otherwise nothing behind the signature is ever reached.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from functools import cache
 from random import Random
 from typing import Any
@@ -19,7 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.binding import policy_pcr
 from attestation.certificates import parse_certificate
-from attestation.chain import CLOCK_LEEWAY, load_root, verify_chain
+from attestation.chain import CLOCK_LEEWAY, Chain, ChainCache, load_root, verify_chain
+from attestation.chain_certificate import ChainCertificate, load_certificate
+from attestation.chain_path import check_order, validate_by_library, validate_path
 from attestation.errors import AttestationError, MalformedInput, UntrustedChain
 from attestation.expectations import Expectations, ImageIs, NonceIs, PolicyIs, PublicKeyIs
 from attestation.verifier import verify
@@ -156,8 +159,14 @@ def run_chain(data: bytes) -> None:
     name = CHAIN[kind >> 1 & 3]
     der = sign_tbs(rest, _pki().keys[ISSUERS[name]], deterministic=True) if kind & 1 else rest
     certificates = {**_pki().certificates, name: der}
-    bundle = [certificates[each] for each in ("root", "regional", "zonal", "instance")]
-    chain = verify_chain(certificates["leaf"], bundle, roots=[_pki().root], at=MADE_AT, made_at=MADE_AT)
+    path = [certificates[each] for each in ("root", *CHAIN)]
+    _compare_paths([load_certificate(each, "certificate") for each in path])
+    try:
+        chain = _verify_chain(path, links=None)
+    except UntrustedChain:
+        _compare_remembered(path, None)
+        raise
+    _compare_remembered(path, chain)
     certificate = x509.load_der_x509_certificate(der)
     sound = x509.load_der_x509_certificate(_pki().certificates[name])
     if not kind & 1 and certificate.tbs_certificate_bytes != sound.tbs_certificate_bytes:
@@ -173,15 +182,72 @@ def run_chain(data: bytes) -> None:
         raise WrongVerdict("the chain's key is not its leaf's")
 
 
+def _verify_chain(path: Sequence[bytes], *, links: ChainCache | None) -> Chain:
+    root = _pki().root
+    return verify_chain(path[-1], path[:-1], roots=[root], at=MADE_AT, made_at=MADE_AT, links=links)
+
+
+def _compare_paths(path: Sequence[ChainCertificate]) -> None:
+    """Judge a path as it is, and by cryptography's X.509 verification alone: both must come to the same."""
+    check_order(path)  # cryptography knows nothing of an order
+    verdicts: list[UntrustedChain | None] = []
+    for validate in (validate_path, validate_by_library):
+        try:
+            validate(path, at=MADE_AT)
+            path[-1].key()  # cryptography does not look at the leaf's
+            verdicts.append(None)
+        except UntrustedChain as error:
+            verdicts.append(error)
+    if (verdicts[0] is None) is not (verdicts[1] is None):
+        raise WrongVerdict(f"the two ways to judge a path differ: {verdicts[0]} and {verdicts[1]}")
+
+
+def _compare_remembered(path: Sequence[bytes], chain: Chain | None) -> None:
+    """Judge a path twice with a memory that knows the sound chain already: neither time it may change the verdict."""
+    links = ChainCache()
+    _verify_chain([_pki().certificates[each] for each in ("root", *CHAIN)], links=links)
+    for _ in range(2):
+        try:
+            remembered = _verify_chain(path, links=links)
+        except UntrustedChain:
+            remembered = None
+        if remembered != chain:
+            raise WrongVerdict("the verdict on a chain depends on what is remembered")
+
+
 def chain_seeds() -> Mapping[str, bytes]:
     seeds = {}
     for index, name in enumerate(CHAIN):
         der = _pki().certificates[name]
         seeds[f"{name}-as-it-is"] = bytes([index << 1]) + der
-        seeds[f"{name}-signed-anew"] = (
-            bytes([index << 1 | 1]) + x509.load_der_x509_certificate(der).tbs_certificate_bytes
-        )
+        seeds[f"{name}-signed-anew"] = bytes([index << 1 | 1]) + _signed_part(der)
+    for form, (name, change) in _CHAIN_FORMS.items():
+        changes: dict[str, Any] = {name: change}
+        der = make_pki(seed=SEED, **changes).certificates[name]  # of the same keys: they follow from the seed
+        seeds[form] = bytes([CHAIN.index(name) << 1 | 1]) + _signed_part(der)
     return seeds
+
+
+def _signed_part(der: bytes) -> bytes:
+    return x509.load_der_x509_certificate(der).tbs_certificate_bytes
+
+
+_CRL_POINT = x509.DistributionPoint([x509.UniformResourceIdentifier("http://a.example/" + "x" * 120)], None, None, None)
+_OTHER = x509.ObjectIdentifier("1.2.3")
+_CHAIN_FORMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "regional-crl-point": ("regional", {"extensions": ((x509.CRLDistributionPoints([_CRL_POINT]), False),)}),
+    "zonal-two-crl-points": ("zonal", {"extensions": ((x509.CRLDistributionPoints([_CRL_POINT] * 2), False),)}),
+    "zonal-no-path-length": ("zonal", {"path_length": None}),
+    "zonal-policies": (
+        "zonal", {"extensions": ((x509.CertificatePolicies([x509.PolicyInformation(_OTHER, None)]), False),)},
+    ),
+    "instance-issuer-key": ("instance", {"extensions": ((x509.AuthorityKeyIdentifier(bytes(20), None, None), False),)}),
+    "instance-names": ("instance", {"extensions": ((x509.NameConstraints([x509.DNSName("example")], None), True),)}),
+    "leaf-all-usages": ("leaf", {"usage": (*LEAF_USAGE, "key_agreement", "decipher_only"), "usage_critical": True}),
+    "leaf-unknown": ("leaf", {"extensions": ((x509.UnrecognizedExtension(_OTHER, b"\5\0"), False),)}),
+    "leaf-purpose": ("leaf", {"extensions": ((x509.ExtendedKeyUsage([x509.OID_CLIENT_AUTH]), False),)}),
+    "leaf-until-2051": ("leaf", {"after": timedelta(days=9000)}),
+}  # fmt: skip
 
 
 def change_chain(data: bytes, random: Random) -> bytes:
@@ -250,7 +316,10 @@ TARGETS = (
         "evidence", "verify() of an attestation document", run_evidence, (AttestationError,), evidence_seeds,
         change_evidence, largest=20_000,
     ),
-    Target("chain", "verify_chain(), one link changed", run_chain, (UntrustedChain,), chain_seeds, change_chain),
+    Target(
+        "chain", "verify_chain(), one link changed, by each of its ways", run_chain, (UntrustedChain,), chain_seeds,
+        change_chain,
+    ),
     Target(
         "certificates", "participants' certificates and roots", run_certificate, (MalformedInput,), certificate_seeds,
         change_certificate, largest=20_000,

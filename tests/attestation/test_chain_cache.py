@@ -82,7 +82,9 @@ NAMES = ("root", "regional", "zonal", "instance", "leaf")
 _STRANGER = ec.generate_private_key(ec.SECP384R1())
 _NAME_CONSTRAINTS = ((x509.NameConstraints([x509.DNSName("permitted.example")], None), True),)
 _FORBIDDEN_NAME = ((x509.SubjectAlternativeName([x509.DNSName("elsewhere.example")]), False),)
+_POLICIES = ((x509.CertificatePolicies([x509.PolicyInformation(x509.ObjectIdentifier("1.2.3"), None)]), False),)
 _CONSTRAINED = _reissue(SOUND, "zonal", "instance", "leaf", zonal={"extensions": _NAME_CONSTRAINTS})
+_WITH_POLICIES = _reissue(SOUND, "zonal", "instance", "leaf", zonal={"extensions": _POLICIES})
 _ZONE = {"name": NITRO_FORMS["zonal"].name}
 _DEEP = make_pki(regional={"path_length": None}, zonal={"path_length": None}, instance={"path_length": None})
 
@@ -101,6 +103,8 @@ PKIS: dict[str, Pki] = {
     "leaf by a stranger": _reissue(SOUND, "leaf", leaf={"signed_by": _STRANGER}),
     "leaf on P-256": _reissue(SOUND, "leaf", leaf={"curve": ec.SECP256R1()}),
     "instance by a stranger": _reissue(SOUND, "instance", "leaf", instance={"signed_by": _STRANGER}),
+    "with policies": _WITH_POLICIES,
+    "with policies, leaf by a stranger": _reissue(_WITH_POLICIES, "leaf", leaf={"signed_by": _STRANGER}),
     "constrained": _CONSTRAINED,
     "constrained, leaf with a name": _reissue(_CONSTRAINED, "leaf", leaf={"extensions": _FORBIDDEN_NAME}),
     "instance of the zone's name": _reissue(
@@ -182,8 +186,8 @@ def test_an_unsound_chain_is_refused_each_time_and_never_remembered(changes: Any
 def test_the_table_has_sound_and_unsound_chains() -> None:
     kinds = {type(_case(pki, roots=(SOUND.root, _DEEP.root)).run(None)) for pki in PKIS.values()}
     assert kinds == {Chain, UntrustedChain}
-    assert isinstance(_case(PKIS["constrained"]).run(None), Chain)
-    assert isinstance(_case(PKIS["constrained, leaf with a name"]).run(None), UntrustedChain)
+    assert isinstance(_case(PKIS["with policies"]).run(None), Chain)
+    assert isinstance(_case(PKIS["constrained"]).run(None), UntrustedChain)
 
 
 class _Counted:
@@ -207,14 +211,14 @@ def test_only_what_is_new_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counted.lengths == [4, 1, 2, 3]
 
 
-def test_what_hangs_below_constraints_on_names_is_validated_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_hangs_below_an_extension_of_another_kind_is_validated_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     links = ChainCache()
-    assert isinstance(_case(_CONSTRAINED).run(links), Chain)
+    assert isinstance(_case(_WITH_POLICIES).run(links), Chain)
     counted = _Counted(monkeypatch)
-    assert isinstance(_case(_CONSTRAINED).run(links), Chain)
+    assert isinstance(_case(_WITH_POLICIES).run(links), Chain)
     assert counted.lengths == []  # the very same chain
-    assert isinstance(_case(_reissue(_CONSTRAINED, "leaf")).run(links), Chain)
-    assert counted.lengths == [3]  # the region's head is free of them, the zone's is not
+    assert isinstance(_case(_reissue(_WITH_POLICIES, "leaf")).run(links), Chain)
+    assert counted.lengths == [3]  # the region's head has none, the zone's has
 
 
 def test_a_head_of_one_depth_does_not_serve_another() -> None:
