@@ -47,6 +47,15 @@ def decode(raw: bytes, *, what: str, open_map: bool = False, max_items: int = MA
     return value
 
 
+def encode_bytes(value: bytes) -> bytes:
+    """Return a byte string's one encoding: what goes into a Sig_structure need not pass through a general encoder."""
+    size = len(value)
+    if size < 24:
+        return bytes([0x40 | size]) + value  # RFC 8949 3.1: major type 2
+    width = next(width for width in (1, 2, 4, 8) if size < 1 << (8 * width))
+    return bytes([0x57 + width.bit_length()]) + size.to_bytes(width, "big") + value
+
+
 def describe(value: Value) -> str:
     """Return what kind of value this is, and how large, for a message: nothing of its content."""
     match value:

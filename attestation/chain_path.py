@@ -34,6 +34,8 @@ _LEAF_POLICY = (
     .require_present(x509.KeyUsage, Criticality.AGNOSTIC, None)
 )
 
+_ECDSA = ec.ECDSA(hashes.SHA384())
+
 # What a path has to be judged by wherever it stands (RFC 5280 6.1.3 and 6.1.4), critical or not, and cryptography does
 # not: of names it only knows those of a SAN, of policies none.
 _CONSTRAINTS = frozenset(
@@ -44,6 +46,7 @@ _CONSTRAINTS = frozenset(
         ExtensionOID.INHIBIT_ANY_POLICY,
     }
 )
+_FIRST_YEAR = 1950  # of a UTCTime, which RFC 5280 4.1.2.5 demands for all dates before 2050
 _MAY_BE_CRITICAL = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})  # cryptography takes more
 
 
@@ -104,7 +107,7 @@ def _verify_signatures(certificates: Sequence[ChainCertificate], sound: int) -> 
         issuer, certificate = certificates[position - 1], certificates[position]
         key = issuer.key()
         try:
-            key.verify(certificate.signature, certificate.fields.signed, ec.ECDSA(hashes.SHA384()))
+            key.verify(certificate.signature, certificate.fields.signed, _ECDSA)
         except BaseException as error:  # InvalidSignature, ValueError
             reraise_interrupt(error)
             raise UntrustedChain(
@@ -140,9 +143,11 @@ def validate_by_library(certificates: Sequence[ChainCertificate], *, at: datetim
 
 
 def _check_contents(certificate: x509.Certificate) -> None:
-    """Check that a certificate has a serial number, and asks for nothing that is not done here; raise ValueError."""
+    """Check serial number and dates, and that nothing is asked for that is not done here; raise ValueError."""
     if certificate.serial_number <= 0:  # RFC 5280 4.1.2.2
         raise ValueError("the serial number is not positive")
+    if certificate.not_valid_before_utc.year < _FIRST_YEAR:
+        raise ValueError(f"it begins before {_FIRST_YEAR}")
     for extension in certificate.extensions:
         name = extension.oid.dotted_string
         if extension.critical and extension.oid not in _MAY_BE_CRITICAL:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-import cbor2
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -56,6 +55,9 @@ _HASHES: dict[Algorithm, hashes.HashAlgorithm] = {
     Algorithm.ES384: hashes.SHA384(),
     Algorithm.ES512: hashes.SHA512(),
 }
+_ECDSA = {algorithm: ec.ECDSA(hash_algorithm) for algorithm, hash_algorithm in _HASHES.items()}
+_CONTEXT = b"\x84\x6aSignature1"  # how a Sig_structure begins: an array of four, the first a text
+_NO_DATA = cbor.encode_bytes(b"")  # external data
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Sign1:
     @property
     def to_be_signed(self) -> bytes:
         """The Sig_structure over the received bytes (RFC 9052 4.4), without external data."""
-        return cbor2.dumps(["Signature1", self.protected, b"", self.payload])
+        return _CONTEXT + cbor.encode_bytes(self.protected) + _NO_DATA + cbor.encode_bytes(self.payload)
 
     def verify(self, key: ec.EllipticCurvePublicKey) -> None:
         """Check the signature; raise UnsignedEvidence or BadSignature.
@@ -91,7 +93,7 @@ class Sign1:
         size = self.algorithm.coordinate_size
         r, s = int.from_bytes(self.signature[:size], "big"), int.from_bytes(self.signature[size:], "big")
         try:
-            key.verify(encode_dss_signature(r, s), self.to_be_signed, ec.ECDSA(self.algorithm.hash))
+            key.verify(encode_dss_signature(r, s), self.to_be_signed, _ECDSA[self.algorithm])
         except BaseException as error:  # InvalidSignature, ValueError
             reraise_interrupt(error)
             raise BadSignature(

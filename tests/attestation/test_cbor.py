@@ -34,6 +34,11 @@ def test_reads_what_another_implementation_writes(value: object) -> None:
     assert cbor.decode(cbor2.dumps(value), what="test") == value
 
 
+@pytest.mark.parametrize("size", [0, 1, 23, 24, 255, 256, 4321, 2**16 - 1, 2**16, 2**16 + 1])
+def test_writes_a_byte_string_as_another_implementation_does(size: int) -> None:
+    assert cbor.encode_bytes(bytes(size)) == cbor2.dumps(bytes(size))
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_decode_to_a_value_of_that_encoding_or_are_refused(raw: bytes) -> None:
     try:

@@ -161,6 +161,8 @@ _FIELDS: dict[str, Callable[[Fields], dict[str, bytes]]] = {
         "validity": _times(_SOUND_START, (_GENERALIZED, b"20490101000000Z")),
     },
     "two digits that mean 1950": lambda f: {"validity": _times(_SOUND_START, (_UTC, b"500101000000Z"))},
+    "a start before all UTCTimes": lambda f: {"validity": _times((_GENERALIZED, b"19491231235959Z"))},
+    "the first year": lambda f: {"validity": _times((_GENERALIZED, b"00010101000000Z"))},
     "a leap second": lambda f: {"validity": _times((_UTC, b"251231235960Z"))},
     "the 30th of February": lambda f: {"validity": _times((_UTC, b"260230000000Z"))},
     "an end before the start": lambda f: {"validity": _times(_SOUND_START, (_UTC, b"261101105959Z"))},
