@@ -85,6 +85,10 @@ def load_root(pem: bytes) -> Root:
     """Return the root in a PEM file of exactly one self-signed P-384 CA certificate; raise MalformedInput."""
     if len(pem) > MAX_CERTIFICATE_PEM:
         raise MalformedInput("root: file too long", expected=f"at most {MAX_CERTIFICATE_PEM} bytes", actual=len(pem))
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise MalformedInput(
+            "root: not usable", expected="PEM of one self-signed P-384 CA certificate", actual="no PEM of a certificate"
+        )
     try:
         certificates = x509.load_pem_x509_certificates(pem)
         if len(certificates) != 1:

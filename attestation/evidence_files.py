@@ -68,7 +68,10 @@ def _name_other(raw: bytes, text: bytes) -> str | None:
 
 
 def _read_file(name: str) -> bytes:
-    return read_limited(Path(name), limit=MAX_TEXT, what="document", hint="- reads standard input")
+    # Who sent it made it too large: that is refused like any bad document, and others are judged all the same.
+    return read_limited(
+        Path(name), limit=MAX_TEXT, what="document", hint="- reads standard input", oversized=MalformedEvidence
+    )
 
 
 def _read_stdin() -> bytes:
@@ -79,5 +82,5 @@ def _read_stdin() -> bytes:
         )  # fmt: skip
     raw = sys.stdin.buffer.read(MAX_TEXT + 1)
     if len(raw) > MAX_TEXT:
-        raise UsageError("the document on standard input is too large", expected=f"at most {MAX_TEXT} bytes")
+        raise MalformedEvidence("the document on standard input is too large", expected=f"at most {MAX_TEXT} bytes")
     return raw

@@ -20,9 +20,14 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_STREAM = 64 << 20  # bytes of what is no regular file, such as a pipe; a device may never end
 
 
-def read_limited(path: Path, *, limit: int, what: str, hint: str | None = None) -> bytes:
-    """Return a file's bytes, at most `limit`; raise UsageError for one that is missing, too large or no file."""
-    return b"".join(_read_pieces(path, limit=limit, what=what, hint=hint))
+def read_limited(
+    path: Path, *, limit: int, what: str, hint: str | None = None, oversized: type[VeracruzError] = UsageError
+) -> bytes:
+    """Return a file's bytes, at most `limit`; raise UsageError for one that is missing or no file.
+
+    One that is larger is somebody's mistake too, or somebody's attack: `oversized` is what is raised for it.
+    """
+    return b"".join(_read_pieces(path, limit=limit, what=what, hint=hint, oversized=oversized))
 
 
 def hash_limited(path: Path, *, limit: int, what: str) -> bytes:
@@ -33,7 +38,9 @@ def hash_limited(path: Path, *, limit: int, what: str) -> bytes:
     return digest.digest()
 
 
-def _read_pieces(path: Path, *, limit: int, what: str, hint: str | None = None) -> Iterator[bytes]:
+def _read_pieces(
+    path: Path, *, limit: int, what: str, hint: str | None = None, oversized: type[VeracruzError] = UsageError
+) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
@@ -50,7 +57,7 @@ def _read_pieces(path: Path, *, limit: int, what: str, hint: str | None = None) 
         missing = isinstance(error, FileNotFoundError)
         raise UsageError(f"cannot read the {what} {path}: {reason}", hint=hint if missing else None) from error
     if done > limit:
-        raise UsageError(f"the {what} {path} is too large", expected=f"at most {limit} bytes")
+        raise oversized(f"the {what} {path} is too large", expected=f"at most {limit} bytes")
 
 
 def user_folder(variable: str, fallback: str) -> Path:

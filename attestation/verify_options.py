@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def read_expectations(args: argparse.Namespace) -> Expectations:
     """Return what the options demand; raise UsageError or MalformedInput, naming the option or file."""
-    terms: list[Term] = [_register(text) for text in args.pcr]
+    terms: list[Term] = list(_registers(args.pcr))
     measured = read_measurements(args.measurements)
     if args.signer is not None:
         terms.append(SignerIs(_signer(args.signer)))
@@ -140,6 +141,16 @@ def _fields(args: argparse.Namespace) -> list[Term]:
     return terms
 
 
+def _registers(texts: Iterable[str]) -> Iterator[RegisterIs]:
+    seen: set[int] = set()
+    for text in texts:
+        register = _register(text)
+        if register.index in seen:  # two values of one register: no document has both
+            raise UsageError(f"--pcr {register.index} may be given once", hint="--measurements takes several images")
+        seen.add(register.index)
+        yield register
+
+
 def _register(text: str) -> RegisterIs:
     index, separator, value = text.partition("=")
     if not separator or not re.fullmatch(r"[0-9]{1,2}", index, re.ASCII):
@@ -149,7 +160,7 @@ def _register(text: str) -> RegisterIs:
 
 def _hex(text: str, option: str) -> bytes:
     if not re.fullmatch(r"(?:[0-9A-Fa-f]{2})+", text, re.ASCII):
-        raise MalformedInput(f"{option}: wrong form", expected="hex digits", actual=text)
+        raise MalformedInput(f"{option}: wrong form", expected="pairs of hex digits", actual=text or "nothing")
     return bytes.fromhex(text)
 
 
@@ -191,4 +202,6 @@ def read_time(text: str, document: bytes) -> datetime:
             raise ValueError("no time zone")
         return at.astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise MalformedInput("--at: wrong form", expected="a time such as 2026-11-01T12:00:00Z", actual=text) from error
+        raise MalformedInput(
+            "--at: wrong form", expected="a time with its zone, such as 2026-11-01T12:00:00Z", actual=text
+        ) from error

@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
 
 FIRST_BUILD = 2700  # seconds; whichever test boots first also compiles the kernel, from an empty cache
 LONGEST_ID = 120  # characters of a value that names its test
@@ -27,6 +28,8 @@ def pytest_configure() -> None:
     """Give the programs under test the signals of a terminal, also where this run has them ignored (nohup, `&`)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    settings.register_profile("house", deadline=None)  # a loaded machine is no defect; the whole test has its time
+    settings.load_profile("house")
 
 
 @pytest.hookimpl(tryfirst=True)  # before the workers read the groups

@@ -172,7 +172,7 @@ def run_chain(data: bytes) -> None:
     if not kind & 1 and certificate.tbs_certificate_bytes != sound.tbs_certificate_bytes:
         raise WrongVerdict("a certificate was accepted that its issuer did not sign")
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if not (start <= MADE_AT + CLOCK_LEEWAY and MADE_AT - CLOCK_LEEWAY <= end):
+    if not (start <= MADE_AT + CLOCK_LEEWAY and end >= MADE_AT - CLOCK_LEEWAY):
         raise WrongVerdict("a chain was accepted at a time at which it is not valid")
     constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     key = certificate.public_key()

@@ -225,7 +225,7 @@ def test_the_encoding_of_the_file_is_found(run: Run, files: Files, encode: Calla
 
 
 def test_a_dash_reads_stdin(run: Run, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    for data, code in ((files.document.read_bytes(), 0), (b"", 1), (b"x" * 100_000, 2)):
+    for data, code in ((files.document.read_bytes(), 0), (b"", 1), (b"x" * 100_000, 1)):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         assert run("-", *files.options).code == code
 
@@ -391,6 +391,7 @@ def test_the_root_of_aws_is_the_default(run: Run, files: Files) -> None:
         pytest.param(["--pcr", "32=" + "00" * 48], id="register 32"),
         pytest.param(["--pcr", "-1=" + "00" * 48], id="register -1"),
         pytest.param(["--pcr", "0=00"], id="short register"),
+        pytest.param(["--pcr", "4=" + "00" * 48, "--pcr", "04=" + "00" * 48], id="register twice"),
         pytest.param(["--nonce", ""], id="empty nonce"),
         pytest.param(["--nonce", "abc"], id="odd nonce"),
         pytest.param(["--nonce", "zz"], id="nonce that is not hex"),
@@ -423,10 +424,19 @@ def test_usage_errors_exit_2(run: Run, files: Files, arguments: list[str]) -> No
     assert "Traceback" not in result.err
 
 
+def test_a_document_that_is_too_large_is_refused_and_keeps_no_other_from_its_verdict(run: Run, files: Files) -> None:
+    large = files.write("large", bytes(100_000))
+    result = run(large, files.document, *files.options, "--json")
+    assert result.code == 1
+    assert [(told["verdict"], told["slug"]) for told in json.loads(result.out)] == [
+        ("refused", "malformed-evidence"),
+        ("verified-development", None),
+    ]
+
+
 def test_missing_and_oversized_files_are_usage_errors(run: Run, files: Files) -> None:
     assert run(files.folder / "missing", *files.options).code == 2
     assert run(files.folder, *files.options).code == 2
-    assert run(files.write("large", bytes(100_000)), *files.options).code == 2
     options = ("--at", AT, "--measurements", files.measurements)
     assert run(files.document, *options, "--root", files.folder / "missing.pem").code == 2
     assert run(files.document, *options, "--root", files.document).code == 2
