@@ -56,7 +56,7 @@ def list_isolates(args: argparse.Namespace) -> int:
         table(rows),
     )
     for one in damaged:
-        warn(f"the state of {one.name} cannot be read: {one.cure}")
+        warn(f"the state of {one.name} cannot be read; to mend it: {one.cure}")
     return EXIT_OK
 
 

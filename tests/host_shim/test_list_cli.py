@@ -113,7 +113,7 @@ def test_a_damaged_state_is_shown_with_its_problem_and_cure(host: Host, content:
     assert damaged["cure"] == "veracruz enclave stop one"
     code, out, err = host.run("list")
     assert (code, "damaged" in out) == (0, True)
-    assert "to clear it: veracruz enclave stop one" in err
+    assert "to mend it: veracruz enclave stop one" in err
     code, _, err = host.run("describe", "one")
     assert code == 3
     assert "hint: veracruz enclave stop one" in err
