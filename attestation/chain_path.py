@@ -34,7 +34,6 @@ _LEAF_POLICY = (
     .require_present(x509.KeyUsage, Criticality.AGNOSTIC, None)
 )
 
-_ECDSA = ec.ECDSA(hashes.SHA384())
 
 # What a path has to be judged by wherever it stands (RFC 5280 6.1.3 and 6.1.4), critical or not, and cryptography does
 # not: of names it only knows those of a SAN, of policies none.
@@ -107,7 +106,7 @@ def _verify_signatures(certificates: Sequence[ChainCertificate], sound: int) -> 
         issuer, certificate = certificates[position - 1], certificates[position]
         key = issuer.key()
         try:
-            key.verify(certificate.signature, certificate.fields.signed, _ECDSA)
+            key.verify(certificate.signature, certificate.fields.signed, ec.ECDSA(hashes.SHA384()))
         except BaseException as error:  # InvalidSignature, ValueError
             reraise_interrupt(error)
             raise UntrustedChain(

@@ -257,7 +257,7 @@ def test_debug_mode_is_refused_unless_accepted() -> None:
 def test_debug_mode_under_a_root_that_is_not_for_development_needs_a_wider_permission() -> None:
     evidence = _evidence(pcrs=make_pcrs(DEBUG))
     assert evidence.chain is not None
-    production = replace(evidence, chain=replace(evidence.chain, root=replace(PKI.root, development=False)))
+    production = replace(evidence, chain=replace(evidence.chain, root=aws_root()))
     with pytest.raises(DebugEvidence):
         Expectations.of(UnsafeAcceptDebug()).check_debug(production)
     assert Expectations.of(UnsafeAcceptDebug(development_only=False)).check_debug(production)
