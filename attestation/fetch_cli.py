@@ -22,7 +22,7 @@ from .input_files import read_measurements, read_policy, read_root
 from .limits import NONCE_SIZE
 from .measurements import dump_measurements
 from .policy import Policy
-from .trust_options import add_trust_options, read_trust, warn_of_trust
+from .trust_options import AWS_ROOT, add_trust_options, read_trust, warn_of_trust
 from .verifier import Appraisal, verify
 
 SCHEMA = "veracruz.evidence/1"
@@ -73,6 +73,11 @@ def _trust(args: argparse.Namespace, policy: Policy | None) -> Trust | None:
     if args.unsafe_accept_policy_image:
         raise UsageError("--unsafe-accept-policy-image goes with --policy FILE")
     images = read_measurements(args.measurements)
+    if not images and (args.allow_debug or args.root != AWS_ROOT):
+        raise UsageError(
+            "--root and --allow-debug say how to verify, and there is nothing to verify by",
+            expected="--measurements FILE, or --policy FILE",
+        )
     return Trust(read_root(args.root), images, allow_debug=args.allow_debug) if images else None
 
 

@@ -12,6 +12,8 @@ from .errors import UsageError
 from .input_files import read_measurements, read_root
 from .policy import Policy
 
+AWS_ROOT = "aws"  # what --root names where it is no file
+
 
 def add_trust_options(parser: argparse.ArgumentParser) -> None:
     """Add where the isolate is, and what is trusted of it."""
@@ -21,7 +23,7 @@ def add_trust_options(parser: argparse.ArgumentParser) -> None:
         "--measurements", metavar="FILE", type=Path, action="append", default=[],
         help="PCR0, PCR1 and PCR2 of an image that you trust, of your own rebuild; repeat for more",
     )  # fmt: skip
-    add("--root", metavar="aws|FILE", default="aws", help="the root to trust (default: AWS's); never remembered")
+    add("--root", metavar="aws|FILE", default=AWS_ROOT, help="the root to trust (default: AWS's); never remembered")
     add("--allow-debug", action="store_true", help="unsafe: accept an isolate in debug mode (development root only)")
     add(
         "--unsafe-accept-policy-image", action="store_true",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta, timezone
 from typing import Any
 
 import pytest
@@ -11,17 +12,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from attestation.chain import Chain, ChainCache, verify_chain
+from attestation.chain import CLOCK_LEEWAY, Chain, ChainCache, Root, Window, aws_root, verify_chain
 from attestation.chain_certificate import load_certificate
 from attestation.chain_path import check_order, validate_by_library, validate_path
 from attestation.der import Fields, read_fields
-from attestation.errors import UntrustedChain
+from attestation.errors import ClockOutOfStep, UntrustedChain
 
 from .documents import (
     LEAF_USAGE,
     MADE_AT,
     NITRO_FORMS,
     P384_ORDER,
+    PLACEHOLDER,
     Pki,
     der,
     make_certificate,
@@ -340,3 +342,22 @@ def test_a_leaf_may_sign_lists_of_revoked_certificates_but_no_certificates() -> 
     _verify(_with("leaf", _issued("leaf", *names, usage=(*LEAF_USAGE, "crl_sign"))))
     told = _refused(_with("leaf", _issued("leaf", *names, usage=(*LEAF_USAGE, "key_cert_sign"))))
     assert "for certificates too" in told
+
+
+def test_a_root_is_told_by_its_bytes_not_by_what_it_is_called() -> None:
+    assert Root(ROOT.certificate, aws_root().name).development
+    assert not Root(aws_root().certificate, ROOT.name).development
+
+
+@pytest.mark.parametrize("extensions", [(), PLACEHOLDER], ids=["plain", "by cryptography"])
+def test_a_time_means_the_same_in_any_zone(extensions: Any) -> None:
+    pki = make_pki(leaf={"extensions": extensions})
+    window = Window.of([load_certificate(pki.certificates[name], name) for name in NAMES])
+    for hours in (-12, 0, 14):
+        zone = timezone(timedelta(hours=hours))
+        for moment, leeway in ((window.not_before, -CLOCK_LEEWAY), (window.not_after, CLOCK_LEEWAY)):
+            at = (moment + leeway).astimezone(zone)
+            verify_chain(pki.leaf, pki.cabundle, roots=[pki.root], at=at, made_at=MADE_AT)
+            late = at + leeway / 1_000_000
+            with pytest.raises(ClockOutOfStep):
+                verify_chain(pki.leaf, pki.cabundle, roots=[pki.root], at=late, made_at=MADE_AT)

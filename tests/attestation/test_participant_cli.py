@@ -365,6 +365,13 @@ def test_fetch_verifies_at_once_what_it_is_told_to(veracruz: Veracruz, world: Wo
     assert world.server.seen.certificates == [None, None]
 
 
+def test_fetch_leaves_no_word_on_trust_unheard(veracruz: Veracruz, world: World) -> None:
+    for words in (world.root, ("--root", "missing.pem"), ("--allow-debug",)):
+        result = veracruz("attest", "fetch", *world.isolate, *words)
+        assert result.code == 2
+        assert "nothing to verify by" in result.err
+
+
 def test_fetch_exits_1_with_the_slug_of_what_does_not_hold(veracruz: Veracruz, world: World, tmp_path: Path) -> None:
     other = _measurements(tmp_path / "other.json", OTHER_IMAGE)
     arguments = ["attest", "fetch", *world.isolate, "--json"]
