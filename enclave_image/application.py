@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import BuildFailed
+from .guest import Guest
 from .initramfs import Tree, read_tree
-from .rootfs import PACKAGES, guest_python
+from .rootfs import PACKAGES
 
 SOURCE = Path(__file__).resolve().parent.parent  # holds the packages `attestation` and `enclave_image`
 OURS = ("attestation", "enclave_image")
@@ -70,8 +71,8 @@ def find_modules(start: str = START) -> tuple[str, ...]:
     return tuple(sorted(seen))
 
 
-def stage_application(root: Path, stage: Path) -> Tree:
-    """Compile the application's modules in the empty directory `stage` by the interpreter of the platform in `root`.
+def stage_application(guest: Guest, stage: Path) -> Tree:
+    """Compile the application's modules in the empty directory `stage` by the guest's interpreter.
 
     Returns the ramdisk's tree: /app and nothing else.
     """
@@ -84,6 +85,7 @@ def stage_application(root: Path, stage: Path) -> Tree:
         target.write_bytes(path.read_bytes())
     start = app / (START.replace(".", "/") + ".py")
     start.rename(app / "start.py")  # what /init executes
-    guest_python(root, ["compile", stage], what="bytecode compilation of the runtime")
-    guest_python(root, ["smoke", f"{app}:{root / PACKAGES}", "enclave_image.runtime"], what="the runtime's import test")
+    guest.python(["compile", stage], what="bytecode compilation of the runtime")
+    packages = guest.root / PACKAGES
+    guest.python(["smoke", f"{app}:{packages}", "enclave_image.runtime"], what="the runtime's import test")
     return read_tree(stage)

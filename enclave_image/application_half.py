@@ -11,16 +11,18 @@ from attestation.console import say
 from .application import OURS, SOURCE, stage_application
 from .cache import Cache
 from .errors import BuildFailed
+from .guest import Guest
 from .platform_half import RAMDISK, pack
 
 KIND, TREE = "application", "tree"  # the kind of entry in the cache; the files of the ramdisk beside it, unpacked
 
 
-def find_application(cache: Cache, root: Path, *, level: int) -> Path:
+def find_application(cache: Cache, guest: Guest, *, level: int) -> Path:
     """Return a directory with the ramdisk and its files unpacked; made unless the cache has it.
 
-    `root` is the unpacked platform in its entry of the cache, `level` zstd's.
+    The guest's root is the unpacked platform in its entry of the cache, `level` zstd's.
     """
+    root = guest.root
     key = application_key(root.parent.name, level)
     if (found := cache.find(KIND, key)) is not None:
         return found
@@ -28,11 +30,11 @@ def find_application(cache: Cache, root: Path, *, level: int) -> Path:
         say("compiling the application")
         stage = making.product / TREE
         stage.mkdir()
-        tree = stage_application(root, stage)
+        tree = stage_application(guest, stage)
         both = [name for name, entry in tree.items() if entry is not None and (root / name).exists()]
         if both:  # the later ramdisk would shadow the earlier one under an equal PCR1
             raise BuildFailed("both ramdisks hold the same path", actual=", ".join(both))
-        (making.product / RAMDISK).write_bytes(pack(tree, root, level))
+        (making.product / RAMDISK).write_bytes(pack(tree, guest, level))
         if application_key(root.parent.name, level) != key:
             raise BuildFailed("our own source changed while it was built", hint="run this again")
     return cache.demand(KIND, key)

@@ -14,13 +14,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from .architecture import Architecture
+from .architecture import BUILDER, Architecture
 from .debian import PoolFile, parse_packages
 from .download import AddressFailed, read_url
 from .errors import ArchiveUntrusted, InputUnavailable
@@ -125,17 +125,29 @@ def read_index(
     mirror: str,
     suite: str,
     *,
-    architecture: Architecture = Architecture.X86_64,
+    architectures: Sequence[Architecture] = (BUILDER,),
     after: Release | None = None,
     keyring: Path = KEYRING,
     now: datetime | None = None,
 ) -> Index:
-    """Return a suite's packages, over the chain above. `after` is the release that the lock was made from."""
-    base, wanted = f"{mirror}/dists/{suite}", f"main/binary-{architecture.debian}/Packages.xz"
+    """Return a suite's packages, over the chain above. `after` is the release that the lock was made from.
+
+    Those of another architecture than the building machine's have it behind their names, as in `libc6:arm64`.
+    """
+    base = f"{mirror}/dists/{suite}"
     signed = _get(f"{base}/InRelease", MAX_RELEASE)
     text = verify_release(signed, keyring=keyring)  # (1)
     date = check_release(text, suite=suite, now=now or datetime.now(UTC), after=after, base=base)  # (2) (3) (4)
-    hashes = text.split("\nSHA256:", 1)[-1] if "\nSHA256:" in text else ""
+    release = Release(suite, date.replace(microsecond=0), hashlib.sha256(signed).hexdigest())
+    packages: list[PoolFile] = []
+    for architecture in architectures:
+        index = _read_packages(base, text, f"main/binary-{architecture.debian}/Packages.xz")
+        packages += [replace(package, name=architecture.package(package.name)) for package in index]
+    return Index(release, tuple(packages))
+
+
+def _read_packages(base: str, release: str, wanted: str) -> list[PoolFile]:
+    hashes = release.split("\nSHA256:", 1)[-1] if "\nSHA256:" in release else ""
     row = re.search(rf"^ ([0-9a-f]{{64}}) +(\d{{1,12}}) (?:updates/)?{re.escape(wanted)}$", hashes, re.MULTILINE)
     if row is None:
         raise ArchiveUntrusted(f"{base}/InRelease names no {wanted}")
@@ -146,8 +158,7 @@ def read_index(
             f"{base}: {wanted} is not the file that was signed", expected=f"SHA-256 {row[1]}, {row[2]} bytes",
             actual=f"{actual}, {len(raw)} bytes",
         )  # fmt: skip
-    release = Release(suite, date.replace(microsecond=0), hashlib.sha256(signed).hexdigest())
-    return Index(release, tuple(parse_packages(_unpack(raw, base))))
+    return list(parse_packages(_unpack(raw, base)))
 
 
 def _unpack(raw: bytes, base: str) -> str:

@@ -15,10 +15,11 @@ from .archive import KEYRING
 from .audit import Audit, audit_image
 from .cache import using_cache
 from .changes import Change, find_changes
-from .config import DEFAULT_DIR, ImageConfig, load_config
+from .config import ImageConfig
+from .config_options import add_source_options, load_sources
 from .eif import load_eif, read_eif
 from .inventory import Inventory, make_inventory
-from .lock import Lock, load_lock
+from .lock import Lock
 from .recipe import make_image
 from .resolve import resolve
 
@@ -29,10 +30,7 @@ def add_audit(group: Commands) -> None:
     """Add `image audit`."""
     verb = new_parser(group, "audit", summary="list known facts about what is inside an image", run=audit_verb)
     verb.add_argument("image", type=Path, nargs="?", metavar="FILE.eif", help="default: what this checkout builds")
-    verb.add_argument(
-        "--config", type=Path, default=DEFAULT_DIR, metavar="DIR", help="your own image.toml and the rest"
-    )
-    verb.add_argument("--lock", type=Path, metavar="FILE", help="your own lock instead of enclave.lock beside it")
+    add_source_options(verb, of="your own image.toml and the rest")
     verb.add_argument("--advisories", type=Path, metavar="FILE", help="JSON export of Debian's security tracker")
     verb.add_argument("--keyring", type=Path, default=KEYRING, metavar="FILE", help="holds the archive's keys")
     verb.add_argument("--snapshot", metavar="URL", help="of a snapshot service, for what the mirror no longer has")
@@ -43,7 +41,7 @@ def audit_verb(args: argparse.Namespace) -> int:
     """Print the facts; 1 if a file is not as it should be."""
     image = load_eif(args.image) if args.image is not None else None
     table = load_advisories(args.advisories) if args.advisories is not None else None
-    config, lock = load_config(args.config), load_lock(args.lock or args.config / "enclave.lock")
+    config, lock = load_sources(args)
     with using_cache():
         made = make_image(config, lock, offline=args.offline, snapshot=args.snapshot)
         inventory = make_inventory(config, lock, made)

@@ -10,11 +10,13 @@ from typing import Any
 
 from attestation.console import Commands, emit, new_group, new_parser, say
 
+from .architecture import BUILDER, Architecture
 from .cache import own_cache, using_cache
 from .cache_contents import Item, find_linked, list_items, remove_items
 from .config import DEFAULT_DIR, cache_dir, load_config
+from .config_options import lock_beside
 from .container.build import find_needed_init
-from .lock import Lock, load_lock
+from .lock import load_lock
 from .recipe import find_needed
 from .space import amount
 
@@ -28,14 +30,18 @@ def add_cache(commands: Commands) -> None:
     prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     for verb in (listed, prune):
         verb.add_argument("--config", type=Path, default=DEFAULT_DIR, metavar="DIR", help="its image is kept")
-        verb.add_argument("--lock", type=Path, metavar="FILE", help="instead of enclave.lock beside image.toml")
+        verb.add_argument("--lock", type=Path, metavar="FILE", help="instead of the locks beside image.toml")
 
 
 def _items(args: argparse.Namespace) -> list[Item]:
-    config = load_config(args.config)
-    lock: Lock = load_lock(args.lock or args.config / "enclave.lock")
-    needed = find_needed(config, lock) | {find_needed_init(config, lock)} | find_linked()
-    return list_items(needed, lock)
+    """Return what there is; needed is what the lock named needs, or every one that stands beside image.toml."""
+    own = [path for path in (lock_beside(args.config, architecture) for architecture in Architecture) if path.exists()]
+    locks = [load_lock(path) for path in ([args.lock] if args.lock else own or [lock_beside(args.config, BUILDER)])]
+    needed = find_linked()
+    for lock in locks:
+        config = load_config(args.config, architecture=lock.architecture)
+        needed |= find_needed(config, lock) | {find_needed_init(config, lock)}
+    return list_items(needed, locks)
 
 
 def _json(item: Item) -> dict[str, Any]:

@@ -41,10 +41,10 @@ def disk_size(path: Path) -> int:
     return total
 
 
-def list_items(needed: frozenset[str], lock: Lock | None) -> list[Item]:
+def list_items(needed: frozenset[str], locks: Sequence[Lock]) -> list[Item]:
     """Return all items, sorted by kind and name. `needed` holds the paths `KIND/KEY` of built things to keep."""
     base = cache_dir()
-    inputs = {entry.sha256[:16] for entry in lock.inputs} if lock is not None else set()
+    inputs = {entry.sha256[:16] for lock in locks for entry in lock.inputs}
     return sorted(
         [*_inputs(base / "inputs", inputs), *_built(base / "built", needed), *_logs(base / "logs")],
         key=lambda item: (item.kind, item.name),

@@ -17,13 +17,14 @@ from attestation.measurements import Measurements, dump_measurements
 from .audit_cli import add_audit
 from .cache import using_cache
 from .cache_cli import add_cache
-from .config import DEFAULT_DIR, ImageConfig, load_config
+from .config import ImageConfig
+from .config_options import add_source_options, load_sources
 from .container.cli import add_options, build_from_oci, check_options
 from .eif_tool import cli as eif_cli
 from .eif_tool import sign_cli
 from .inventory import dump_inventory, make_inventory
 from .kernel_options import add_kernel_options, read_kernel
-from .lock import Lock, load_lock
+from .lock import Lock
 from .lock_cli import add_lock
 from .recipe import Made, build_image
 from .reproduce_cli import add_reproduce
@@ -39,8 +40,7 @@ def add_verbs(commands: Commands) -> None:
     build.add_argument("--measurements", type=Path, metavar="FILE", help="also write its PCRs there, as JSON")
     build.add_argument("--sbom", type=Path, metavar="FILE", help="also write its bill of materials there (CycloneDX)")
     build.add_argument("--manifest", type=Path, metavar="FILE", help="also write there what is inside, file by file")
-    build.add_argument("--config", type=Path, default=DEFAULT_DIR, metavar="DIR", help="holds image.toml and the rest")
-    build.add_argument("--lock", type=Path, metavar="FILE", help="instead of enclave.lock beside image.toml")
+    add_source_options(build)
     build.add_argument("--snapshot", metavar="URL", help="of a snapshot service, for what the mirror no longer has")
     add_kernel_options(build)
     add_options(build)
@@ -71,8 +71,7 @@ def build_verb(args: argparse.Namespace) -> int:
         demand_target(target)
         if (other := targets.setdefault(target.absolute(), option)) != option:
             raise UsageError(f"--{other} and --{option} name the same file", actual=target)
-    config = load_config(args.config, kernel_config=args.kernel_config)
-    lock = load_lock(args.lock or args.config / "enclave.lock")
+    config, lock = load_sources(args)
     kernel = read_kernel(args)
     more: dict[str, Any] = {}
     if args.from_oci is not None:

@@ -15,12 +15,11 @@ from pathlib import Path
 from attestation.errors import escape
 from attestation.files import PIECE, naming
 
+from .architecture import read_banner
 from .eif import Eif
 from .eif_tool.cpio_reader import Budget, read_ramdisk
 from .eif_tool.ramdisk_files import FileRecord, Index, index_members
 from .inventory import Inventory, Kind
-
-KERNEL_VERSION_AT = 0x20E  # the kernel's Documentation/arch/x86/boot.rst: kernel_version, less 0x200
 
 
 class Fault(StrEnum):
@@ -150,12 +149,8 @@ def _fault(their: FileRecord | None, our: FileRecord | None) -> Fault | None:
 
 
 def kernel_version(kernel: memoryview) -> str:
-    """Return the version that a bzImage names, escaped; "unknown" where it names none."""
-    head = bytes(kernel[:1024])
-    if len(head) < KERNEL_VERSION_AT + 2 or head[0x202:0x206] != b"HdrS":
-        return "unknown"
-    start = int.from_bytes(head[KERNEL_VERSION_AT : KERNEL_VERSION_AT + 2], "little") + 0x200
-    return escape(bytes(kernel[start : start + 64]).partition(b"\0")[0].decode("latin-1")) or "unknown"
+    """Return the version that a kernel names, escaped; "unknown" where it names none."""
+    return escape(read_banner(kernel)[:64])
 
 
 def _causes(

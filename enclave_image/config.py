@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from attestation.files import read_limited, user_folder
 
+from .architecture import BUILDER, Architecture
 from .errors import InputUnavailable, MalformedConfig
 from .kernel_config import DEFAULT, KernelConfig, load_kernel_config
 from .lock import Archive
@@ -43,10 +44,13 @@ class ImageConfig:
     kernel_config: KernelConfig
     kernel_patches: tuple[Patch, ...]  # in the order in which they are applied
     directory: Path
+    architecture: Architecture = BUILDER
+    emulator: str = ""  # a package's name: what runs the image's own programs where the building machine cannot
 
 
 _STRINGS = ("name", "suite", "command_line", "kernel_source")
 _LISTS = ("toolchain", "root", "wheels")
+_OF_ARCHITECTURE = ("command_line", "toolchain", "emulator")  # in a table of its own; toolchain adds to the common one
 
 
 def _strings(value: Any, place: str) -> tuple[str, ...]:
@@ -74,7 +78,31 @@ def _patches(value: Any, directory: Path) -> tuple[Patch, ...]:
     return tuple(patches)
 
 
-def load_config(directory: Path = DEFAULT_DIR, *, kernel_config: str | None = None) -> ImageConfig:
+def _apply(table: dict[str, Any], architecture: Architecture, place: str) -> str:
+    """Let an architecture's own table have its say; return the emulator's package, nothing where none is needed."""
+    own = {other: table.pop(other, None) for other in Architecture}
+    for other, words in own.items():
+        if words is not None and not (isinstance(words, dict) and words.keys() <= set(_OF_ARCHITECTURE)):
+            raise MalformedConfig(
+                f"{place}: {other}", expected=f"a table of {', '.join(_OF_ARCHITECTURE)}", actual=words
+            )
+    words = own[architecture]
+    if architecture is BUILDER and not words:
+        return ""
+    if words is None:
+        raise MalformedConfig(f"{place}: nothing is said of {architecture}", expected=f"a table [{architecture}]")
+    table["command_line"] = words.get("command_line", table.get("command_line"))
+    more = _strings(words.get("toolchain", []), f"{architecture}.toolchain")
+    table["toolchain"] = [*_strings(table.get("toolchain", []), "toolchain"), *more]
+    emulator = words.get("emulator", "")
+    if not isinstance(emulator, str) or bool(emulator) == (architecture is BUILDER):
+        raise MalformedConfig(f"{place}: {architecture}.emulator", expected="a package's name", actual=emulator)
+    return emulator
+
+
+def load_config(
+    directory: Path = DEFAULT_DIR, *, architecture: Architecture = BUILDER, kernel_config: str | None = None
+) -> ImageConfig:
     """Read `image.toml` and what stands beside it; raise UsageError, MalformedConfig or InputMismatch.
 
     `kernel_config` names another kernel configuration than `image.toml` does.
@@ -103,6 +131,7 @@ def load_config(directory: Path = DEFAULT_DIR, *, kernel_config: str | None = No
     if not isinstance(snapshot, str):
         raise MalformedConfig(f"{path}: mirrors.snapshot", expected="an address", actual=snapshot)
     patches = _patches(table.pop("kernel_patches", []), directory)
+    emulator = _apply(table, architecture, str(path))
     chosen = table.pop("kernel_config", DEFAULT)
     try:
         texts = {name: table.pop(name) for name in _STRINGS}
@@ -125,10 +154,10 @@ def load_config(directory: Path = DEFAULT_DIR, *, kernel_config: str | None = No
         name=texts["name"], suite=texts["suite"], command_line=texts["command_line"],
         kernel_source=texts["kernel_source"], toolchain=lists["toolchain"], root=lists["root"], wheels=lists["wheels"],
         zstd_level=level, source_date_epoch=epoch, directory=directory,
-        kernel_config=load_kernel_config(kernel_config or chosen, read), kernel_patches=patches,
+        kernel_config=load_kernel_config(kernel_config or chosen, architecture, read), kernel_patches=patches,
         debian_mirrors=_strings(mirrors.get("debian", []), "mirrors.debian"),
         security_mirrors=_strings(mirrors.get("debian-security", []), "mirrors.debian-security"),
-        snapshot=snapshot,
+        snapshot=snapshot, architecture=architecture, emulator=emulator,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from attestation.console import Progress, say
 
+from .architecture import BUILDER, Architecture
 from .cache import lock_file
 from .config import cache_dir, demand_mirror
 from .download import AddressFailed, Patience, Turn, bring
@@ -28,13 +29,7 @@ PARALLEL = 4  # connections
 MIRROR_PATIENCE = Patience()
 PIP_LIMIT = 1800  # seconds
 PYTHON_VERSION = "3.13"  # of the image
-WHEEL_PLATFORMS = (
-    "manylinux_2_34_x86_64",
-    "manylinux_2_28_x86_64",
-    "manylinux_2_17_x86_64",
-    "manylinux1_x86_64",
-    "any",
-)
+WHEEL_PLATFORMS = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014", "manylinux1")
 
 
 def input_path(entry: LockedInput) -> Path:
@@ -187,12 +182,13 @@ def _part(entry: LockedInput) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
-def pip_download(target: Path, *words: str) -> None:
+def pip_download(target: Path, architecture: Architecture, *words: str) -> None:
     """Download wheels for the image's Python into `target` by pip, told by `words` which; raise InputUnavailable."""
+    platforms = [*(f"{platform}_{architecture}" for platform in WHEEL_PLATFORMS), "any"]
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps",
         "--only-binary", ":all:", "--implementation", "cp", "--python-version", PYTHON_VERSION,
-        *(word for platform in WHEEL_PLATFORMS for word in ("--platform", platform)), "--dest", str(target), *words,
+        *(word for platform in platforms for word in ("--platform", platform)), "--dest", str(target), *words,
     ]  # fmt: skip
     try:
         done = subprocess.run(
@@ -207,12 +203,12 @@ def pip_download(target: Path, *words: str) -> None:
         raise InputUnavailable("pip could not bring the wheels", actual=said)
 
 
-def _fetch_wheels(wheels: Sequence[LockedWheel]) -> None:
+def _fetch_wheels(wheels: Sequence[LockedWheel], architecture: Architecture) -> None:
     """Let pip bring the wheels: it knows the machine's own index, proxy and certificates."""
     with tempfile.TemporaryDirectory(prefix="veracruz-wheels-") as scratch:
         requirements = Path(scratch) / "requirements.txt"
         requirements.write_text("".join(f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in wheels))
-        pip_download(Path(scratch), "--require-hashes", "--requirement", str(requirements))
+        pip_download(Path(scratch), architecture, "--require-hashes", "--requirement", str(requirements))
         for wheel in wheels:
             found = Path(scratch) / wheel.filename
             if not found.exists():
@@ -230,10 +226,12 @@ def fetch_inputs(
     snapshot: Snapshot | None = None,
     offline: bool = False,
     missing: Sequence[LockedInput] | None = None,
+    architecture: Architecture = BUILDER,
 ) -> dict[str, Path]:
     """Return each input's path by name, bringing what the cache lacks; every one is checked by hash on arrival.
 
-    `missing` is what `find_missing` has just said, if it was asked: it hashes all that is there.
+    Wheels are for an `architecture`. `missing` is what `find_missing` has just said, if it was asked: it hashes all
+    that is there.
     Raises InputUnavailable or InputMismatch naming the input and the mirrors tried.
     """
     missing = find_missing(entries) if missing is None else missing
@@ -258,7 +256,7 @@ def fetch_inputs(
         finally:
             counter.close()
     if wheels:
-        _fetch_wheels(wheels)
+        _fetch_wheels(wheels, architecture)
     return {entry.name: input_path(entry) for entry in entries}
 
 

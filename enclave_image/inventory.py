@@ -13,6 +13,7 @@ from typing import Any
 
 from attestation.measurements import Measurements, dump_measurements
 
+from .architecture import Architecture
 from .config import ImageConfig
 from .eif import read_eif
 from .errors import BuildFailed
@@ -24,7 +25,10 @@ from .recipe import Made
 
 SCHEMA = "veracruz.manifest/1"
 OURSELVES = "veracruz"
-LINKED = ("libc6-dev", "libgcc-14-dev")  # their static libraries are in /init
+LINKED = {  # their static libraries are in /init
+    Architecture.X86_64: ("libc6-dev", "libgcc-14-dev"),
+    Architecture.AARCH64: ("libc6-dev-arm64-cross", "libgcc-14-dev-arm64-cross"),
+}
 KERNEL_HEADERS = "linux-libc-dev"  # of the kernel's own source package: its copyright file, in a small package
 PLATFORM, APPLICATION = 0, 1  # ramdisks
 
@@ -106,15 +110,17 @@ def _components(
     yield Component(Kind.OWN, OURSELVES, lock.tool, ("MIT",), "LICENSE", purl=f"pkg:pypi/{OURSELVES}@{lock.tool}")
     yield from _kernel_components(config, given)
     for package in lock.packages:
-        kind = _package_kind(package)
+        kind = _package_kind(package, lock.architecture)
         if kind is Kind.KERNEL and given is not None:
             continue
         if kind is Kind.TOOL:  # not inside: named by hash, its licence is not looked for
-            facts = DebianFacts("", "", Licences((), f"usr/share/doc/{package.name}/copyright in {package.filename}"))
+            facts = DebianFacts(
+                "", "", Licences((), f"usr/share/doc/{package.bare_name}/copyright in {package.filename}")
+            )
         elif kind is Kind.KERNEL and KERNEL_HEADERS in inputs:  # the source itself is 150 MB and may not be here
             facts = read_deb(inputs[KERNEL_HEADERS], KERNEL_HEADERS)
         elif package.name in inputs:
-            facts = read_deb(inputs[package.name], package.name)
+            facts = read_deb(inputs[package.name], package.bare_name)
         else:
             raise BuildFailed(f"{package.name} is not in the cache, so its licence cannot be read")
         yield Component(
@@ -139,18 +145,18 @@ def _kernel_components(config: ImageConfig, given: GivenKernel | None) -> Iterat
         yield Component(Kind.PATCH, patch.name, patch.sha256[:12], ("GPL-2.0-only",), patch.name, patch.sha256)
 
 
-def _package_kind(package: LockedPackage) -> Kind:
+def _package_kind(package: LockedPackage, architecture: Architecture) -> Kind:
     if Role.ROOT in package.roles:
         return Kind.DEBIAN
     if Role.KERNEL in package.roles:
         return Kind.KERNEL
-    return Kind.LINKED if package.name in LINKED else Kind.TOOL
+    return Kind.LINKED if package.name in LINKED[architecture] else Kind.TOOL
 
 
 def _debian_purl(package: LockedPackage, suite: str) -> str:
     version = package.version.replace("+", "%2B").replace(":", "%3A")
     architecture = package.filename.rsplit("_", 1)[-1].removesuffix(".deb")
-    return f"pkg:deb/debian/{package.name}@{version}?arch={architecture}&distro={suite}"
+    return f"pkg:deb/debian/{package.bare_name}@{version}?arch={architecture}&distro={suite}"
 
 
 def _wheel_component(wheel: LockedWheel, licences: Licences) -> Component:
@@ -170,7 +176,7 @@ def _bundled_component(item: Bundled, wheel: LockedWheel) -> Component:
 def _files(lock: Lock, made: Made) -> Iterator[FileRecord]:
     names = {entry.filename: entry.name for entry in lock.inputs}
     origins = {path: names[file] for path, file in json.loads(made.platform.origins.read_text()).items()}
-    tree = only_executable("init", read_tree(made.platform.root))
+    tree = only_executable("init", read_tree(made.platform.guest.root))
     for path, entry in tree.items():
         source = "enclave_image/runtime/init.c" if path == "init" else ""
         yield record(path, entry, ramdisk=PLATFORM, component=origins.get(path, OURSELVES), source=source)

@@ -16,22 +16,28 @@ from pathlib import Path
 
 from attestation.console import say
 
+from .architecture import BUILDER, Architecture
 from .cache import Cache
 from .debian import open_data, write_tree
 from .errors import BuildFailed
-from .kernel_checks import BZIMAGE, check_kernel
+from .kernel_checks import check_kernel, find_kernel
 from .kernel_config import KernelConfig, check_config
 from .patches import Patch, apply_patch
 from .program import build_program, program_key
-from .toolchain import COMPILER, PREFIX, check_log, make_sysroot, sandboxed
+from .toolchain import PREFIX, check_log, compiler_for, make_sysroot, sandboxed
 
 RECIPE = "kernel/1"  # part of the cache's key: change it when the steps below change their product
 INIT_SOURCE = Path(__file__).parent / "runtime" / "init.c"
 
-MAKE = [
-    "make", "-C", "/src", "O=/build", "ARCH=x86", f"CROSS_COMPILE={PREFIX}", f"CC={COMPILER}", f"HOSTCC={COMPILER}",
-    f"HOSTLD={PREFIX}ld", f"HOSTAR={PREFIX}ar", "AWK=mawk", "CONFIG_SHELL=/bin/sh",
-]  # fmt: skip
+
+def make_command(architecture: Architecture) -> list[str]:
+    """Return make with what every step tells it; what runs in the build itself is the building machine's."""
+    own = compiler_for(BUILDER)
+    return [
+        "make", "-C", "/src", "O=/build", f"ARCH={architecture.kernel_tree}",
+        f"CROSS_COMPILE={architecture.triplet}-", f"CC={compiler_for(architecture)}", f"HOSTCC={own}",
+        f"HOSTLD={PREFIX}ld", f"HOSTAR={PREFIX}ar", "AWK=mawk", "CONFIG_SHELL=/bin/sh",
+    ]  # fmt: skip
 
 
 def build_environment(epoch: int) -> dict[str, str]:
@@ -79,7 +85,8 @@ def kernel_key(
 ) -> str:
     """Return the hash of all that the kernel is made of: inputs' SHA-256, patches, configuration, recipe."""
     fragment = hashlib.sha256(config.fragment).hexdigest()
-    parts = [RECIPE, source, *sorted(toolchain), fragment, *(patch.sha256 for patch in patches), str(epoch), *MAKE]
+    make = make_command(config.architecture)
+    parts = [RECIPE, source, *sorted(toolchain), fragment, *(patch.sha256 for patch in patches), str(epoch), *make]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -93,13 +100,17 @@ def build_kernel(
     patches: Sequence[Patch],
     epoch: int,
 ) -> Path:
-    """Return a directory with `bzImage` and `config`, compiled unless the cache has it."""
+    """Return a directory with the kernel under its form's name and `config`, compiled unless the cache has it."""
     if (found := cache.find("kernel", key)) is not None:
         return found
     with cache.make("kernel", key) as out:
         root, log = out.scratch / "root", cache.log("kernel", key)
+        target, make = config.architecture.kernel_target, make_command(config.architecture)
         root.mkdir()
-        say(f"compiling the kernel, configuration {config.name} (once; about five minutes on two cores)")
+        say(
+            f"compiling the kernel for {config.architecture}, configuration {config.name} "
+            "(once; about five minutes on two cores)"
+        )
         make_sysroot(root, toolchain)
         unpack_source(source, root / "src")
         for patch in patches:
@@ -107,17 +118,17 @@ def build_kernel(
         (root / "build/fragment").write_bytes(config.fragment)
         env = build_environment(epoch)
         sandboxed(
-            root, [*MAKE, "allnoconfig"], what="kernel configuration", log=log,
+            root, [*make, "allnoconfig"], what="kernel configuration", log=log,
             env={**env, "KCONFIG_ALLCONFIG": "/build/fragment"},
         )  # fmt: skip
         finished = (root / "build/.config").read_text()
         check_config(config, finished)
         start = time.monotonic()
-        sandboxed(root, [*MAKE, f"-j{os.cpu_count() or 1}", "bzImage"], what="kernel", log=log, env=env)
+        sandboxed(root, [*make, f"-j{os.cpu_count() or 1}", target], what="kernel", log=log, env=env)
         check_log(log)
-        check_kernel(root / "build", environment=env)
+        check_kernel(root / "build", config.architecture, environment=env)
         say(f"kernel compiled in {time.monotonic() - start:.0f} s")
-        shutil.copyfile(root / "build" / BZIMAGE, out.product / "bzImage")
+        shutil.copyfile(find_kernel(root / "build", config.architecture), out.product / target)
         (out.product / "config").write_text(finished)
     return cache.demand("kernel", key)
 
@@ -126,15 +137,20 @@ def _init_defines(command_line: str) -> list[str]:
     return [f'COMMAND_LINE="{command_line}"']
 
 
-def init_key(*, toolchain_hashes: Sequence[str], command_line: str) -> str:
+def init_key(*, toolchain_hashes: Sequence[str], command_line: str, architecture: Architecture) -> str:
     """Return the hash of all that /init is made of."""
-    defines = _init_defines(command_line)
-    return program_key("init", INIT_SOURCE.read_bytes(), toolchain_hashes=toolchain_hashes, defines=defines)
+    return program_key(
+        "init", INIT_SOURCE.read_bytes(), toolchain_hashes=toolchain_hashes, defines=_init_defines(command_line),
+        architecture=architecture,
+    )  # fmt: skip
 
 
-def build_init(cache: Cache, *, toolchain: Sequence[Path], toolchain_hashes: Sequence[str], command_line: str) -> Path:
+def build_init(
+    cache: Cache, *, toolchain: Sequence[Path], toolchain_hashes: Sequence[str], command_line: str,
+    architecture: Architecture,
+) -> Path:  # fmt: skip
     """Return the static /init, with the image's command line compiled in."""
     return build_program(
         cache, "init", INIT_SOURCE, toolchain=toolchain, toolchain_hashes=toolchain_hashes,
-        defines=_init_defines(command_line),
+        defines=_init_defines(command_line), architecture=architecture,
     )  # fmt: skip

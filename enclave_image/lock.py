@@ -15,7 +15,7 @@ from typing import Any
 
 from attestation.files import naming, read_limited
 
-from .architecture import Architecture
+from .architecture import BUILDER, Architecture
 from .errors import MalformedConfig, ToolMismatch
 
 SCHEMA = "veracruz.lock/2"
@@ -30,6 +30,7 @@ class Role(StrEnum):
     TOOLCHAIN = "toolchain"  # unpacked into the root in which kernel and /init are compiled
     ROOT = "root"  # unpacked into the image
     KERNEL = "kernel"  # the kernel's source
+    EMULATOR = "emulator"  # runs the image's own programs during the build, where the building machine cannot
 
 
 class Archive(StrEnum):
@@ -43,7 +44,7 @@ class Archive(StrEnum):
 class LockedPackage:
     """One Debian package."""
 
-    name: str
+    name: str  # Debian's; with `:arm64` behind it where it is for another architecture than the building machine's
     version: str
     roles: frozenset[Role]
     archive: Archive
@@ -56,6 +57,11 @@ class LockedPackage:
     def filename(self) -> str:
         """The name under which the cache shows it."""
         return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def bare_name(self) -> str:
+        """The name alone, as Debian's indices have it."""
+        return self.name.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +206,9 @@ def parse_lock(raw: bytes) -> Lock:
         )
     if len(lock.packages_for(Role.KERNEL)) != 1:
         raise MalformedConfig("packages with the role kernel", expected=1, actual=len(lock.packages_for(Role.KERNEL)))
+    emulators, wanted = len(lock.packages_for(Role.EMULATOR)), int(lock.architecture is not BUILDER)
+    if emulators != wanted:
+        raise MalformedConfig("packages with the role emulator", expected=wanted, actual=emulators)
     return lock
 
 

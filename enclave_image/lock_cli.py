@@ -10,21 +10,22 @@ from attestation.console import Commands, emit, new_parser, say, warn
 from attestation.errors import EXIT_OK, EXIT_REFUSED
 from attestation.files import demand_target, write_whole
 
+from .architecture import Architecture
 from .archive import KEYRING
 from .cache import using_cache
 from .changes import Kind, describe_effect, find_changes
-from .config import DEFAULT_DIR, find_snapshot, load_config
+from .config import find_snapshot, load_config
+from .config_options import add_source_options, find_lock, load_sources
 from .errors import ArchiveUntrusted
 from .fetch import Snapshot
-from .lock import format_lock, load_lock, own_version, parse_lock
+from .lock import Lock, format_lock, own_version, parse_lock
 from .resolve import complete, resolve
 
 
 def add_lock(group: Commands) -> None:
     """Add `image lock`."""
     lock = new_parser(group, "lock", summary="show what today's Debian would change in the lock", run=lock_verb)
-    lock.add_argument("--config", type=Path, default=DEFAULT_DIR, metavar="DIR", help="holds image.toml and the rest")
-    lock.add_argument("--lock", type=Path, metavar="FILE", help="instead of enclave.lock beside image.toml")
+    add_source_options(lock)
     acts = lock.add_mutually_exclusive_group()
     acts.add_argument("--write", action="store_true", help="write the new lock (else nothing is written)")
     acts.add_argument("--check", action="store_true", help="exit with 1 when the lock is behind")
@@ -36,11 +37,14 @@ def add_lock(group: Commands) -> None:
 
 def lock_verb(args: argparse.Namespace) -> int:
     """Resolve the lock anew; print what changed; write it only under --write."""
-    config = load_config(args.config)
-    path: Path = args.lock or args.config / "enclave.lock"
+    path = find_lock(args)
     if args.write:
         demand_target(path)
-    old = load_lock(path) if path.exists() or not args.write else None
+    old: Lock | None = None
+    if path.exists() or not args.write:
+        config, old = load_sources(args)
+    else:
+        config = load_config(args.config, architecture=Architecture(args.architecture))
     new = resolve(config, old, keyring=args.keyring)
     changes = find_changes(old, new)
     lines = [str(change) for change in changes]

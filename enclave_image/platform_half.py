@@ -12,8 +12,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .architecture import Architecture
+from .guest import GUEST_TOOL, Guest
 from .initramfs import Tree, only_executable, read_tree, write_cpio
-from .rootfs import GUEST_TOOL, build_rootfs, guest_compress
+from .rootfs import build_rootfs
 
 RAMDISK, ORIGINS, ROOT = "ramdisk", "origins.json", "root"  # what an entry of the cache holds
 
@@ -26,13 +28,13 @@ def platform_key(inputs: Sequence[str], *, trim: Path, init: Path, level: int, s
 
 
 def make_platform(product: Path, *, packages: Sequence[Path], wheels: Sequence[Path], trim: Path, init: Path,
-                  level: int) -> None:  # fmt: skip
+                  level: int, architecture: Architecture, emulator: Path | None) -> None:  # fmt: skip
     """Fill the empty directory `product`: the unpacked root, its ramdisk, and each file's input by file name."""
-    root = product / ROOT
-    root.mkdir()
-    origins = build_rootfs(root, packages=packages, wheels=wheels, trim=trim, init=init)
-    tree = only_executable("init", read_tree(root))
-    (product / RAMDISK).write_bytes(pack(tree, root, level))
+    guest = Guest(product / ROOT, architecture, emulator)
+    guest.root.mkdir()
+    origins = build_rootfs(guest, packages=packages, wheels=wheels, trim=trim, init=init)
+    tree = only_executable("init", read_tree(guest.root))
+    (product / RAMDISK).write_bytes(pack(tree, guest, level))
     (product / ORIGINS).write_text(json.dumps(find_origins(tree, origins), indent=0, sort_keys=True))
 
 
@@ -46,10 +48,10 @@ def find_origins(tree: Mapping[str, object], origins: Mapping[str, str]) -> dict
     return found
 
 
-def pack(tree: Tree, root: Path, level: int) -> bytes:
-    """Return a tree as a ramdisk, compressed by the libzstd of the platform in `root`."""
+def pack(tree: Tree, guest: Guest, level: int) -> bytes:
+    """Return a tree as a ramdisk, compressed by the guest's own libzstd."""
     with tempfile.TemporaryDirectory(prefix="veracruz-pack-") as scratch:
         archive, packed = Path(scratch) / "cpio", Path(scratch) / "cpio.zst"
         archive.write_bytes(write_cpio(tree))
-        guest_compress(root, archive, packed, level=level)
+        guest.compress(archive, packed, level=level)
         return packed.read_bytes()

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from attestation.console import say
 
+from .architecture import BUILDER, Architecture
 from .cache import Cache
 from .config import DEFAULT_DIR, find_mirrors, load_config
 from .fetch import fetch_inputs
 from .lock import Role, load_lock
-from .toolchain import COMPILER, check_log, make_sysroot, sandboxed
+from .toolchain import check_log, compiler_for, make_sysroot, sandboxed
 
 RECIPE = "1"  # part of the cache's key: change it when the steps below change their product
 FLAGS = (
@@ -27,20 +28,23 @@ def _flags(defines: Sequence[str]) -> list[str]:
     return [*FLAGS, *(f"-D{define}" for define in defines)]
 
 
-def program_key(name: str, source: bytes, *, toolchain_hashes: Sequence[str], defines: Sequence[str] = ()) -> str:
+def program_key(
+    name: str, source: bytes, *, toolchain_hashes: Sequence[str], defines: Sequence[str] = (),
+    architecture: Architecture = BUILDER,
+) -> str:  # fmt: skip
     """Return the hash of all that a program is made of."""
     digest = hashlib.sha256(source).hexdigest()
-    parts = [f"{name}/{RECIPE}", *sorted(toolchain_hashes), digest, *_flags(defines)]
+    parts = [f"{name}/{RECIPE}", *sorted(toolchain_hashes), digest, compiler_for(architecture), *_flags(defines)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def build_program(
     cache: Cache, name: str, source: Path, *, toolchain: Sequence[Path], toolchain_hashes: Sequence[str],
-    defines: Sequence[str] = (),
+    defines: Sequence[str] = (), architecture: Architecture = BUILDER,
 ) -> Path:  # fmt: skip
     """Return the executable `name`, compiled from one file of C unless the cache has it; raises BuildFailed."""
     flags, text = _flags(defines), source.read_bytes()
-    key = program_key(name, text, toolchain_hashes=toolchain_hashes, defines=defines)
+    key = program_key(name, text, toolchain_hashes=toolchain_hashes, defines=defines, architecture=architecture)
     if (found := cache.find(name, key)) is None:
         with cache.make(name, key) as out:
             root, log = out.scratch / "root", cache.log(name, key)
@@ -48,9 +52,8 @@ def build_program(
             say(f"compiling /{name}")
             make_sysroot(root, toolchain)
             (root / f"build/{name}.c").write_bytes(text)
-            sandboxed(
-                root, [COMPILER, *flags, "-o", f"/build/{name}", f"/build/{name}.c"], what=f"/{name}", log=log
-            )  # fmt: skip
+            command = [compiler_for(architecture), *flags, "-o", f"/build/{name}", f"/build/{name}.c"]
+            sandboxed(root, command, what=f"/{name}", log=log)
             check_log(log)
             shutil.copyfile(root / f"build/{name}", out.product / name)
         found = cache.demand(name, key)

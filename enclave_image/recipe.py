@@ -12,16 +12,17 @@ from pathlib import Path
 
 from attestation.console import say
 
+from . import emulator
 from .application_half import TREE, application_key, find_application
-from .architecture import Architecture
+from .architecture import Architecture, fit_kernel
 from .cache import Cache, using_cache
 from .config import ImageConfig, cache_dir, find_mirrors, find_snapshot
 from .eif import SectionType, write_eif
 from .eif_measuring import Sections
 from .eif_writer import Built, write_image
-from .errors import BuildFailed
 from .fetch import Snapshot, fetch_inputs, find_missing, input_path
 from .given_kernel import GivenKernel
+from .guest import Guest
 from .initramfs import Tree, read_tree
 from .kernel import build_init, build_kernel, init_key, kernel_key
 from .lock import Lock, LockedPackage, Role, demand_tool
@@ -39,7 +40,7 @@ class Platform:
 
     kernel: bytes
     ramdisk: bytes
-    root: Path  # unpacked: its interpreter compiles the other half
+    guest: Guest  # unpacked: its interpreter compiles the other half
     origins: Path  # JSON: path in the ramdisk -> the file name of the input that it comes from
     given: GivenKernel | None  # the kernel, where it is not the lock's
 
@@ -52,11 +53,12 @@ class Made:
     platform: Platform
     application_root: Path  # its ramdisk's files, unpacked
     inputs: Mapping[str, Path]  # the locked inputs in the cache, by name
+    architecture: Architecture
 
     @property
     def image(self) -> bytes:
         """The EIF."""
-        return write_eif(self.sections)
+        return write_eif(self.sections, aarch64=self.architecture is Architecture.AARCH64)
 
     @property
     def application(self) -> Tree:
@@ -102,15 +104,15 @@ def make_image(
     platform, inputs = prepare_platform(
         config, lock, out=out, offline=offline, snapshot=snapshot, kernel=kernel, with_inputs=with_inputs
     )
-    application = find_application(Cache(), platform.root, level=config.zstd_level)
+    application = find_application(Cache(), platform.guest, level=config.zstd_level)
     sections = (
-        (SectionType.KERNEL, platform.kernel),
+        (SectionType.KERNEL, fit_kernel(platform.kernel, lock.architecture)),
         (SectionType.CMDLINE, config.command_line.encode()),
         (SectionType.METADATA, make_metadata(config, lock, kernel)),
         (SectionType.RAMDISK, platform.ramdisk),
         (SectionType.RAMDISK, (application / RAMDISK).read_bytes()),
     )
-    return Made(sections, platform, application / TREE, inputs)
+    return Made(sections, platform, application / TREE, inputs, lock.architecture)
 
 
 def prepare_platform(
@@ -122,11 +124,6 @@ def prepare_platform(
     Without `with_inputs` the inputs are neither fetched nor hashed where the cache has all that is made of them.
     """
     demand_tool(lock)
-    if lock.architecture is not Architecture.X86_64:
-        raise BuildFailed(
-            "the recipe's steps are for x86_64", expected=Architecture.X86_64, actual=lock.architecture,
-            hint="docs/image-arch.md says what is there for aarch64 and what is not",
-        )  # fmt: skip
     cache = Cache()
     have_kernel = kernel is not None or cache.find("kernel", _kernel_key(config, lock)) is not None
     if with_inputs or not has_platform(cache, config, lock):
@@ -157,8 +154,12 @@ def find_needed(config: ImageConfig, lock: Lock) -> frozenset[str]:
     hashes = [package.sha256 for package in lock.packages_for(Role.TOOLCHAIN)]
     keys = {
         "kernel": _kernel_key(config, lock),
-        "init": init_key(toolchain_hashes=hashes, command_line=config.command_line),
-    }
+        "init": init_key(
+            toolchain_hashes=hashes, command_line=config.command_line, architecture=lock.architecture
+        ),
+    }  # fmt: skip
+    for package in lock.packages_for(Role.EMULATOR):
+        keys[emulator.KIND] = emulator.emulator_key(package.sha256, lock.architecture)
     if (init := cache.find("init", keys["init"])) is not None and (init / "init").is_file():
         keys["platform"] = _platform_key(config, lock, init / "init")
         keys["application"] = application_key(cache.entry_name(keys["platform"]), config.zstd_level)
@@ -167,8 +168,9 @@ def find_needed(config: ImageConfig, lock: Lock) -> frozenset[str]:
 
 def has_platform(cache: Cache, config: ImageConfig, lock: Lock) -> bool:
     """Return whether the cache has the kernel, /init and the platform: all that is made of inputs."""
-    wanted = [entry for entry in find_needed(config, lock) if entry.partition("/")[0] in PLATFORM_KINDS]
-    return len(wanted) == len(PLATFORM_KINDS) and all((cache.base / entry).is_dir() for entry in wanted)
+    kinds = PLATFORM_KINDS | {emulator.KIND for _ in lock.packages_for(Role.EMULATOR)}
+    wanted = [entry for entry in find_needed(config, lock) if entry.partition("/")[0] in kinds]
+    return len(wanted) == len(kinds) and all((cache.base / entry).is_dir() for entry in wanted)
 
 
 def _fetch(
@@ -190,7 +192,9 @@ def _fetch(
         demand_room(Plan(downloads=downloads, kernel=not have_kernel, platform=not cache.has("platform")), out=out)
     service = Snapshot.named(find_snapshot(config, snapshot))
     mirrors = find_mirrors(config) if missing else {}  # asking apt takes longer than all else of an unchanged build
-    return fetch_inputs(wanted, mirrors, snapshot=service, offline=offline, missing=missing)
+    return fetch_inputs(
+        wanted, mirrors, snapshot=service, offline=offline, missing=missing, architecture=lock.architecture
+    )
 
 
 def _build_kernel(cache: Cache, config: ImageConfig, lock: Lock, inputs: Mapping[str, Path]) -> bytes:
@@ -200,7 +204,7 @@ def _build_kernel(cache: Cache, config: ImageConfig, lock: Lock, inputs: Mapping
         toolchain=[inputs[package.name] for package in lock.packages_for(Role.TOOLCHAIN)],
         config=config.kernel_config, patches=config.kernel_patches, epoch=config.source_date_epoch,
     )  # fmt: skip
-    return (kernel / "bzImage").read_bytes()
+    return (kernel / lock.architecture.kernel_target).read_bytes()
 
 
 def _build_platform(
@@ -210,8 +214,10 @@ def _build_platform(
     tools = lock.packages_for(Role.TOOLCHAIN)
     toolchain = [inputs[package.name] for package in tools]
     init = build_init(
-        cache, toolchain=toolchain, toolchain_hashes=[p.sha256 for p in tools], command_line=config.command_line
-    )
+        cache, toolchain=toolchain, toolchain_hashes=[p.sha256 for p in tools], command_line=config.command_line,
+        architecture=lock.architecture,
+    )  # fmt: skip
+    runner = _find_emulator(cache, lock, inputs)
     packages, trim = lock.packages_for(Role.ROOT), config.directory / "trim.list"
     key = _platform_key(config, lock, init)
     if cache.find("platform", key) is None:
@@ -220,9 +226,19 @@ def _build_platform(
             make_platform(
                 making.product, packages=[inputs[p.name] for p in packages],
                 wheels=[inputs[w.name] for w in lock.wheels], trim=trim, init=init, level=config.zstd_level,
+                architecture=lock.architecture, emulator=runner,
             )  # fmt: skip
     entry = cache.demand("platform", key)
-    return Platform(kernel, (entry / RAMDISK).read_bytes(), entry / ROOT, entry / ORIGINS, given)
+    guest = Guest(entry / ROOT, lock.architecture, runner)
+    return Platform(kernel, (entry / RAMDISK).read_bytes(), guest, entry / ORIGINS, given)
+
+
+def _find_emulator(cache: Cache, lock: Lock, inputs: Mapping[str, Path]) -> Path | None:
+    for package in lock.packages_for(Role.EMULATOR):
+        return emulator.find_emulator(
+            cache, inputs[package.name], sha256=package.sha256, architecture=lock.architecture
+        )  # fmt: skip
+    return None
 
 
 def make_metadata(config: ImageConfig, lock: Lock, given: GivenKernel | None, *, container: str | None = None) -> bytes:

@@ -16,11 +16,10 @@ from attestation.files import demand_target, hash_limited, naming, write_whole
 from .cache import using_cache
 from .checkout import hash_sources, read_checkout
 from .comparison import Comparison, FileRow, SectionRow, compare_images
-from .config import DEFAULT_DIR, load_config
+from .config_options import add_source_options, find_lock, load_sources
 from .eif import MAX_EIF, load_eif, read_eif
 from .inventory import make_inventory
 from .kernel_options import add_kernel_options, read_kernel
-from .lock import load_lock
 from .recipe import make_image
 
 MAX_ROWS = 40  # files that the text lists; --json has all
@@ -34,10 +33,7 @@ def add_reproduce(group: Commands) -> None:
         run=reproduce_verb,
     )  # fmt: skip
     verb.add_argument("image", type=Path, metavar="FILE.eif")
-    verb.add_argument(
-        "--config", type=Path, default=DEFAULT_DIR, metavar="DIR", help="your own image.toml and the rest"
-    )
-    verb.add_argument("--lock", type=Path, metavar="FILE", help="your own lock instead of enclave.lock beside it")
+    add_source_options(verb, of="your own image.toml and the rest")
     verb.add_argument("--out", type=Path, metavar="FILE.eif", help="also write the rebuilt image there")
     verb.add_argument("--snapshot", metavar="URL", help="of a snapshot service, for what the mirror no longer has")
     add_kernel_options(verb)
@@ -49,9 +45,8 @@ def reproduce_verb(args: argparse.Namespace) -> int:
     theirs = load_eif(args.image)
     if args.out is not None:
         demand_target(args.out)
-    config = load_config(args.config, kernel_config=args.kernel_config)
-    path = args.lock or args.config / "enclave.lock"
-    lock, kernel = load_lock(path), read_kernel(args)
+    config, lock = load_sources(args)
+    kernel = read_kernel(args)
     with using_cache():
         made = make_image(
             config, lock, out=args.out, offline=args.offline, snapshot=args.snapshot, kernel=kernel
@@ -63,7 +58,7 @@ def reproduce_verb(args: argparse.Namespace) -> int:
     if args.out is not None:
         write_whole(args.out, made.image)
     whole = hash_limited(args.image, limit=MAX_EIF, what="image") == hashlib.sha256(made.image).digest()
-    checkout, hashes = read_checkout(), hash_sources(args.config, path)
+    checkout, hashes = read_checkout(), hash_sources(args.config, find_lock(args))
     data = {
         "reproduced": compared.reproduced,
         "identical": whole,

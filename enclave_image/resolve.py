@@ -13,6 +13,7 @@ from pathlib import Path
 
 from attestation.console import say
 
+from .architecture import BUILDER
 from .archive import KEYRING, Index, read_index
 from .config import ImageConfig, demand_mirror, find_mirrors
 from .debian import PoolFile, version_key
@@ -24,6 +25,7 @@ from .lock import Archive, Lock, LockedPackage, LockedWheel, Role, own_version
 def _read_indices(config: ImageConfig, old: Lock | None, keyring: Path) -> list[tuple[Archive, Index]]:
     mirrors = find_mirrors(config)
     known = {release.suite: release for release in old.releases} if old else {}
+    architectures = tuple(dict.fromkeys((BUILDER, config.architecture)))
     indices = []
     for archive, suite in (
         (Archive.DEBIAN, config.suite),
@@ -31,7 +33,7 @@ def _read_indices(config: ImageConfig, old: Lock | None, keyring: Path) -> list[
         (Archive.SECURITY, f"{config.suite}-security"),
     ):
         mirror = demand_mirror(mirrors, archive)[0]
-        index = read_index(mirror, suite, after=known.get(suite), keyring=keyring)
+        index = read_index(mirror, suite, architectures=architectures, after=known.get(suite), keyring=keyring)
         say(f"{suite} of {index.release.date:%Y-%m-%d %H:%M}: {len(index.packages)} packages, signature good")
         indices.append((archive, index))
     return indices
@@ -45,7 +47,8 @@ def lock_packages(config: ImageConfig, indices: list[tuple[Archive, Index]], old
     """Return the newest version of every package that the configuration names; raise MalformedConfig for none."""
     roles: dict[str, set[Role]] = {}
     for role, names in (
-        (Role.TOOLCHAIN, config.toolchain), (Role.ROOT, config.root), (Role.KERNEL, (config.kernel_source,)),
+        (Role.TOOLCHAIN, config.toolchain), (Role.ROOT, map(config.architecture.package, config.root)),
+        (Role.KERNEL, (config.kernel_source,)), (Role.EMULATOR, filter(None, (config.emulator,))),
     ):  # fmt: skip
         for name in names:
             roles.setdefault(name, set()).add(role)
@@ -72,7 +75,7 @@ def _lock_wheels(config: ImageConfig, old: Lock | None) -> list[LockedWheel]:
     if not wanted:
         return locked
     with tempfile.TemporaryDirectory(prefix="veracruz-lock-") as scratch:
-        pip_download(Path(scratch), *wanted)
+        pip_download(Path(scratch), config.architecture, *wanted)
         for path in sorted(Path(scratch).iterdir()):
             with zipfile.ZipFile(path) as wheel:
                 meta = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
@@ -92,7 +95,7 @@ def resolve(config: ImageConfig, old: Lock | None = None, *, keyring: Path = KEY
     indices = _read_indices(config, old, keyring)
     return Lock(
         tuple(lock_packages(config, indices, old)), tuple(_lock_wheels(config, old)),
-        tuple(index.release for _, index in indices), own_version(),
+        tuple(index.release for _, index in indices), own_version(), config.architecture,
     )  # fmt: skip
 
 

@@ -9,13 +9,12 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
+from .architecture import Architecture
 from .debian import clean_name, unpack
 from .errors import BuildFailed, MalformedConfig
-from .run import run
+from .guest import Guest
 from .toolchain import check_libraries
 
-GUEST_TOOL = Path(__file__).parent / "guest_tool.py"
-LIBRARIES = "usr/lib/x86_64-linux-gnu"
 PACKAGES = "usr/lib/python3/dist-packages"
 DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "app")  # mount points, and where the application goes
 PT_LOAD = 1
@@ -72,50 +71,40 @@ def strip_elf(raw: bytes) -> bytes:
     return bytes(head) + raw[64:end]
 
 
-def guest_python(root: Path, arguments: Sequence[str | Path], *, what: str) -> bytes:
-    """Run the image's own interpreter on this machine, by the image's own loader and libraries."""
-    loader = root / LIBRARIES / "ld-linux-x86-64.so.2"
-    command = [
-        loader, "--library-path", root / LIBRARIES, root / "usr/bin/python3.13", "-X", "utf8", "-I", "-S", "-B",
-        GUEST_TOOL, *arguments,
-    ]  # fmt: skip
-    return run(command, what=what, env={})
-
-
-def guest_compress(root: Path, source: Path, target: Path, *, level: int) -> None:
-    """Compress a file by the image's own libzstd."""
-    library = root / LIBRARIES / "libzstd.so.1"
-    guest_python(root, ["compress", library, source, target, str(level)], what="compression")
-
-
 def build_rootfs(
-    root: Path, *, packages: Sequence[Path], wheels: Sequence[Path], trim: Path, init: Path
+    guest: Guest, *, packages: Sequence[Path], wheels: Sequence[Path], trim: Path, init: Path
 ) -> dict[str, str]:
-    """Make the platform's file tree in the empty directory `root`; raise BuildFailed where it would not run.
+    """Make the platform's file tree in the guest's empty root; raise BuildFailed where it would not run.
 
     Returns the file name of the package or wheel that each path was unpacked from.
     """
-    keep, origins = load_trim(trim), dict[str, str]()
+    root, keep, origins = guest.root, load_trim(trim), dict[str, str]()
     for package in packages:
         unpack(package, root, keep=_noting(keep, package.name, origins))
     for wheel in wheels:
         unpack_wheel(wheel, root, keep=_noting(keep, wheel.name, origins))
-    (root / "lib64").symlink_to("usr/lib64")
-    (root / "usr/lib64").mkdir(exist_ok=True)
-    loader = root / "usr/lib64/ld-linux-x86-64.so.2"
-    if not loader.is_symlink():
-        loader.symlink_to("../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
+    _place_loader(root, guest.architecture)
     for name in DIRECTORIES:
         (root / name).mkdir()
     (root / "init").write_bytes(init.read_bytes())
     (root / "init").chmod(0o755)
     _strip_all(root)
-    check_libraries(root, (LIBRARIES,))
+    check_libraries(root, (guest.architecture.libraries,))
     _check_links(root)
-    guest_python(root, ["compile", root], what="bytecode compilation")
+    guest.python(["compile", root], what="bytecode compilation")
     _drop_empty_directories(root)
-    guest_python(root, ["smoke", root / PACKAGES, *SMOKE_MODULES], what="the image's own import test")
+    guest.python(["smoke", root / PACKAGES, *SMOKE_MODULES], what="the image's own import test")
     return origins
+
+
+def _place_loader(root: Path, architecture: Architecture) -> None:
+    """Let programs find the loader where the ABI has it, whatever of this the packages bring."""
+    directory = architecture.loader_directory
+    (root / directory).symlink_to(f"usr/{directory}")
+    (root / "usr" / directory).mkdir(exist_ok=True)
+    loader = root / "usr" / directory / architecture.loader
+    if not loader.is_symlink():
+        loader.symlink_to(f"../lib/{architecture.triplet}/{architecture.loader}")
 
 
 def _noting(keep: Callable[[str], bool], origin: str, origins: dict[str, str]) -> Callable[[str], bool]:

@@ -8,18 +8,18 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from .architecture import BUILDER, Architecture
 from .debian import unpack
 from .errors import BuildFailed, NoSandbox
 from .run import run
 
 SANDBOX = Path(__file__).parent / "sandbox.py"
-PREFIX = "x86_64-linux-gnu-"
-COMPILER = f"{PREFIX}gcc-14"
-LIBRARY_DIRS = ("usr/lib/x86_64-linux-gnu", "usr/lib")
+PREFIX = f"{BUILDER.triplet}-"  # of the tools whose products run in the build itself
+LIBRARY_DIRS = (BUILDER.libraries, "usr/lib")
 
 # Documentation, and programs that no step runs and that would need further libraries (libstdc++, libsystemd).
 _UNUSED = re.compile(
-    r"usr/share/(doc|man|locale|info|lintian)/|.*/(lto1|lto-wrapper)$|.*/gconv/|.*/gcc/.*/plugin/|usr/bin/(pinky|users|who|uptime)$"
+    r"usr/share/(doc|man|locale|info|lintian)/|.*/(lto1|lto-wrapper)$|.*/gconv/|.*/gcc(-cross)?/.*/plugin/|usr/bin/(pinky|users|who|uptime)$"
 )
 
 # A step of kbuild whose tool is missing or misbehaves often goes on with a wrong result; only the log shows it. Such
@@ -39,6 +39,11 @@ _HARMLESS = re.compile(r"pahole|rustc|bindgen|pkg-config|git: not found")
 ENVIRONMENT = {"PATH": "/usr/bin", "LC_ALL": "C", "TZ": "UTC", "HOME": "/tmp", "TMPDIR": "/tmp"}
 
 
+def compiler_for(architecture: Architecture) -> str:
+    """Return the name of the C compiler whose products run on an architecture."""
+    return f"{architecture.triplet}-gcc-14"
+
+
 def make_sysroot(root: Path, packages: Sequence[Path]) -> None:
     """Unpack the toolchain's packages into `root` and make by hand what their maintainer scripts would.
 
@@ -49,9 +54,9 @@ def make_sysroot(root: Path, packages: Sequence[Path]) -> None:
     for alias in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / alias).mkdir(exist_ok=True)
         (root / alias).symlink_to(f"usr/{alias}")
-    loader = root / "usr/lib64/ld-linux-x86-64.so.2"
+    loader = root / "usr" / BUILDER.loader_directory / BUILDER.loader
     if not loader.is_symlink() and not loader.exists():
-        loader.symlink_to("../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
+        loader.symlink_to(f"../lib/{BUILDER.triplet}/{BUILDER.loader}")
     binaries = root / "usr/bin"
     (binaries / "awk").symlink_to("mawk")  # update-alternatives would
     for tool in ("as", "ld"):  # gcc looks for these names

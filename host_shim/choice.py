@@ -55,16 +55,18 @@ def choose_isolates(args: argparse.Namespace, stack: contextlib.ExitStack) -> Ch
 def _choose_qemu(args: argparse.Namespace, stack: contextlib.ExitStack) -> Choice:
     from .accel import Accel, KvmVerdict
     from .accel_probe import try_accelerator
-    from .qemu import BootFiles, Machine, QemuIsolate, check_kernel, check_memory, choose_accelerators, find_qemu
+    from .qemu import BootFiles, Machine, QemuIsolate, check_memory, choose_accelerators, find_qemu
 
-    qemu = find_qemu(args.qemu)
     image = _load_image(args)
-    check_kernel(image)
+    files = stack.enter_context(BootFiles(image))
+    qemu = find_qemu(args.qemu, files.hardware)
     machine = _machine(args, Machine)
     check_memory(machine, image.size)
-    files = stack.enter_context(BootFiles(image))
     verdict = KvmVerdict(qemu.banner)
-    accelerators = choose_accelerators(args.accel, verdict, lambda: try_accelerator(qemu, Accel.KVM) is None)
+    accelerators = choose_accelerators(
+        args.accel, verdict, lambda: try_accelerator(qemu, Accel.KVM) is None,
+        architecture=files.hardware.architecture,
+    )  # fmt: skip
     isolates = [
         QemuIsolate(
             qemu,
@@ -84,7 +86,8 @@ def _choose_qemu(args: argparse.Namespace, stack: contextlib.ExitStack) -> Choic
 def _choose_qemu_nitro(args: argparse.Namespace, stack: contextlib.ExitStack) -> Choice:
     from .accel import Accel, KvmVerdict
     from .accel_probe import try_accelerator
-    from .qemu import Machine, SealedFile, check_kernel, check_memory, choose_accelerators
+    from .hardware import check_kernel
+    from .qemu import Machine, SealedFile, check_memory, choose_accelerators
     from .qemu_nitro import Parent, QemuNitroIsolate, find_qemu_nitro
 
     if args.debug_mode:

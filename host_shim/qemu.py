@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The `qemu` isolate: an image's kernel and ramdisks on stock QEMU's microvm, with our vsock backend beside it."""
+"""The `qemu` isolate: an image's kernel and ramdisks on stock QEMU, with our vsock backend beside it.
+
+An image for x86-64 runs on the machine microvm, one for aarch64 on virt.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import re
 import shutil
 import socket
@@ -14,28 +18,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attestation.measurements import Measurements
+from enclave_image.architecture import Architecture
 from enclave_image.eif import Eif
 from enclave_image.runtime.wire import PORT_API
 
 from .accel import KVM, Accel, KvmVerdict, kvm_opens
 from .children import Child, python_command
 from .eif_signer import signer_of
-from .errors import ImageOfAnotherMachine, NoKvm, NoQemu, NotEnoughMemory, QemuTooOld
+from .errors import NoKvm, NoQemu, NotEnoughMemory, QemuTooOld
+from .hardware import X86_64, Hardware, find_hardware
 from .isolate import BesideUs, Evidence, Running, start_ready
 
-PROGRAM = "qemu-system-x86_64"  # never qemu-system-x86_64-microvm: it has no TCG
 OLDEST = (7, 2)
-INSTALL = "apt-get install --no-install-recommends qemu-system-x86"
 GUEST_CID = 4
 EIF_SHARE = 4  # nitro-cli: an enclave has at least four times its image's size as memory
-PANICS_BRIEFLY = b" panic=1"  # seconds; an image's own value may be far longer, and its user waits for nothing
-ENDS_FOR_SURE = b" reboot=t"  # microvm sometimes survives `reboot=k`, never a triple fault (seen with QEMU 7.2 and 10)
-# Linux counts the timer's ticks for a moment, and panics where TCG on a busy machine delivers too few (of ten boots at
-# once on two cores, one).
-TAKES_LATE_TICKS = b" no_timer_check"
-APPENDED = PANICS_BRIEFLY + ENDS_FOR_SURE + TAKES_LATE_TICKS  # to an image's command line; nothing measures it
-ARM64_MAGIC, ARM64_MAGIC_AT = b"ARM\x64", 56  # Linux, Documentation/arch/arm64/booting.rst
-MACHINE = "microvm,acpi=off,rtc=on,memory-backend=ram"  # without the clock a guest starts in 1970
+PROGRAM = X86_64.program
+INSTALL = X86_64.install
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"  # a guest's way out of QEMU
 CAUTION = "this host reads the isolate's memory: QEMU protects nothing, its evidence is for development"
 
@@ -49,25 +47,25 @@ class Qemu:
     banner: str
 
 
-def find_qemu(named: Path | None = None) -> Qemu:
+def find_qemu(named: Path | None = None, hardware: Hardware = X86_64) -> Qemu:
     """Return the machine's QEMU, or the one named; raise NoQemu or QemuTooOld, with the command that mends it."""
-    found = shutil.which(named or PROGRAM)
+    found, install = shutil.which(named or hardware.program), hardware.install
     if found is None:
-        raise NoQemu(f"{named} is no program" if named else f"{PROGRAM} is not installed", hint=INSTALL)
+        raise NoQemu(f"{named} is no program" if named else f"{hardware.program} is not installed", hint=install)
     try:
         done = subprocess.run(
             [found, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoQemu(f"{found} does not run", actual=error, hint=INSTALL) from error
+        raise NoQemu(f"{found} does not run", actual=error, hint=install) from error
     banner = done.stdout[:4096].decode("utf-8", "replace").partition("\n")[0]
     match = re.search(r"version (\d+)\.(\d+)", banner)
     if done.returncode != 0 or match is None:
-        raise NoQemu(f"{found} does not tell its version", actual=done.stderr or banner, hint=INSTALL)
+        raise NoQemu(f"{found} does not tell its version", actual=done.stderr or banner, hint=install)
     version = int(match[1]), int(match[2])
     if version < OLDEST:
         raise QemuTooOld(
-            f"{found} is too old", expected=f"{OLDEST[0]}.{OLDEST[1]} or later", actual=banner, hint=INSTALL
+            f"{found} is too old", expected=f"{OLDEST[0]}.{OLDEST[1]} or later", actual=banner, hint=install
         )
     return Qemu(Path(found), version, banner)
 
@@ -78,15 +76,6 @@ class Machine:
 
     memory_mib: int = 512
     cpus: int = 1
-
-
-def check_kernel(image: Eif) -> None:
-    """Raise ImageOfAnotherMachine for a kernel that QEMU for x86-64 would start in vain."""
-    if bytes(image.kernel[ARM64_MAGIC_AT : ARM64_MAGIC_AT + len(ARM64_MAGIC)]) == ARM64_MAGIC:
-        raise ImageOfAnotherMachine(
-            "the image is for another architecture", expected="a kernel for x86-64", actual="one for arm64",
-            hint="build it for x86-64: veracruz image build",
-        )  # fmt: skip
 
 
 def check_memory(machine: Machine, image_size: int) -> None:
@@ -148,7 +137,8 @@ class BootFiles:
     def __init__(self, image: Eif) -> None:
         self.measurements = image.measurements
         self.signer = signer_of(image.signature)
-        self.command_line = image.cmdline + APPENDED
+        self.hardware = find_hardware(image)
+        self.command_line = image.cmdline + self.hardware.appended
         self.kernel = SealedFile("kernel", [image.kernel])
         self.ramdisks = SealedFile("ramdisks", image.ramdisks)
 
@@ -195,11 +185,11 @@ class QemuIsolate(BesideUs):
         memory = f"{self.machine.memory_mib}M"
         return [
             str(self.qemu.path),
-            "-M", MACHINE,
+            "-M", self.files.hardware.machine,
             "-object", f"memory-backend-memfd,id=ram,size={memory},share=on",
             "-m", memory,
             "-accel", self.accelerator.value,
-            "-cpu", "host" if self.accelerator is Accel.KVM else "max",
+            "-cpu", "host" if self.accelerator is Accel.KVM else self.files.hardware.cpu,
             "-smp", str(self.machine.cpus),
             *surroundings(vsock),
             "-device", "vhost-user-vsock-device,chardev=vsock",
@@ -283,12 +273,22 @@ def start_guest(
 
 
 def choose_accelerators(
-    wanted: str, verdict: KvmVerdict, runs: Callable[[], bool] = lambda: True
+    wanted: str,
+    verdict: KvmVerdict,
+    runs: Callable[[], bool] = lambda: True,
+    *,
+    architecture: Architecture = Architecture.X86_64,
 ) -> Sequence[tuple[Accel, bool]]:
     """Return what to try in which order, each with whether it is tentative; `wanted` is auto, kvm or tcg.
 
     `runs` tells whether KVM runs the smallest guest; it is asked where the answer is not known yet.
     """
+    own = platform.machine()
+    if architecture != own:
+        if wanted == Accel.KVM:
+            raise NoKvm("KVM runs the instructions of its own host alone", expected=own, actual=architecture,
+                        hint="--accel tcg")  # fmt: skip
+        return [(Accel.TCG, False)]
     if wanted == Accel.TCG:
         return [(Accel.TCG, False)]
     if wanted == Accel.KVM:

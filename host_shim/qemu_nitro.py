@@ -21,9 +21,9 @@ from enclave_image.runtime.wire import PORT_API
 
 from .accel import Accel
 from .errors import NoNitroMachine
+from .hardware import X86_64
 from .isolate import BesideUs, Evidence, Running
 from .qemu import (
-    APPENDED,
     PROGRAM,
     Machine,
     Qemu,
@@ -136,7 +136,7 @@ class QemuNitroIsolate(BesideUs):
             "-smp", str(self.machine.cpus),
             *surroundings(vsock),
             "-kernel", self.image.path,
-            "-append", os.fsdecode(APPENDED).strip(),
+            "-append", os.fsdecode(X86_64.appended).strip(),
         ]  # fmt: skip
 
     async def start(self, base: Path, log: int) -> Running:

@@ -20,7 +20,8 @@ def rows(options: Sequence[Option]) -> Iterator[str]:
     for group, members in groupby(options, key=lambda option: option.group):
         yield from ("", f"**{group}**", "", "| option | value | why |", "|---|---|---|")
         for option in members:
-            why = option.reason.replace("|", "\\|")
+            only = f"{option.architecture} only: " if option.architecture else ""
+            why = only + option.reason.replace("|", "\\|")
             yield f"| `{option.name.removeprefix('CONFIG_')}` | `{option.value}` | {why} |"
 
 

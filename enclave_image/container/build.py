@@ -20,13 +20,11 @@ from ..initramfs import File, Node, write_cpio
 from ..lock import Lock, Role
 from ..program import build_program, program_key
 from ..recipe import Platform, make_metadata, prepare_platform
-from ..rootfs import guest_compress
 from .layers import apply_layers, close
 from .layout import Container, open_container
 from .ramdisk import write_ramdisk
 from .settings import Settings, read_settings
 
-PLATFORM = "linux/amd64"  # what our kernel runs
 INIT = Path(__file__).parent / "init.c"
 INIT_KIND = "container-init"  # of the cache
 
@@ -70,7 +68,7 @@ def build_init(config: ImageConfig, lock: Lock, inputs: Mapping[str, Path]) -> b
     tools = lock.packages_for(Role.TOOLCHAIN)
     return build_program(
         Cache(), INIT_KIND, INIT, toolchain=[inputs[tool.name] for tool in tools],
-        toolchain_hashes=[tool.sha256 for tool in tools], defines=_defines(config),
+        toolchain_hashes=[tool.sha256 for tool in tools], defines=_defines(config), architecture=lock.architecture,
     ).read_bytes()  # fmt: skip
 
 
@@ -81,7 +79,9 @@ def _defines(config: ImageConfig) -> list[str]:
 def find_needed_init(config: ImageConfig, lock: Lock) -> str:
     """Return the entry of the cache, `KIND/KEY`, in which that /init is."""
     hashes = [tool.sha256 for tool in lock.packages_for(Role.TOOLCHAIN)]
-    key = program_key(INIT_KIND, INIT.read_bytes(), toolchain_hashes=hashes, defines=_defines(config))
+    key = program_key(
+        INIT_KIND, INIT.read_bytes(), toolchain_hashes=hashes, defines=_defines(config), architecture=lock.architecture
+    )
     return f"{INIT_KIND}/{Cache.entry_name(key)}"
 
 
@@ -102,7 +102,7 @@ def _pack(
             write_ramdisk(tree, settings.files(), file)
     finally:
         close(opened)
-    guest_compress(base.root, scratch / "ramdisk", scratch / "packed", level=config.zstd_level)
+    base.guest.compress(scratch / "ramdisk", scratch / "packed", level=config.zstd_level)
     sections = (
         (SectionType.KERNEL, base.kernel),
         (SectionType.CMDLINE, config.command_line.encode()),

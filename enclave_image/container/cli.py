@@ -15,7 +15,7 @@ from ..config import ImageConfig
 from ..eif_writer import Built
 from ..given_kernel import GivenKernel
 from ..lock import Lock
-from .build import PLATFORM, FromContainer, build_container
+from .build import FromContainer, build_container
 
 FOREIGN = (
     "this image runs a container, not our runtime: it takes no policy, ends no attested TLS and signs no receipts; "
@@ -29,7 +29,7 @@ def add_options(build: argparse.ArgumentParser) -> None:
         "--from-oci", type=Path, metavar="DIR|TAR", help="run a container image instead (docs/from-oci.md)"
     )
     build.add_argument(
-        "--platform", metavar="OS/ARCH", help=f"of the container image, where it has several (default {PLATFORM})"
+        "--platform", metavar="OS/ARCH", help="of the container image, where it has several (default: the enclave's)"
     )
 
 
@@ -50,8 +50,8 @@ def build_from_oci(
     """Build; say what the image is not; return what was built and what to print beside it."""
     warn(FOREIGN)
     made = build_container(
-        config, lock, args.from_oci, platform=args.platform or PLATFORM, out=args.out, offline=args.offline,
-        snapshot=args.snapshot, kernel=kernel,
+        config, lock, args.from_oci, platform=args.platform or f"linux/{lock.architecture.debian}", out=args.out,
+        offline=args.offline, snapshot=args.snapshot, kernel=kernel,
     )  # fmt: skip
     _tell(made)
     settings = made.settings

@@ -29,12 +29,19 @@
 #endif
 
 #define PYTHON "/usr/bin/python3.13"
+#if defined(__x86_64__)
 #define LOADER "/lib64/ld-linux-x86-64.so.2" // its ELF interpreter
-#define CONSOLE "ttyS0" // of the command line
+#elif defined(__aarch64__)
+#define LOADER "/lib/ld-linux-aarch64.so.1"
+#else
+#error "no enclave has this processor"
+#endif
+#define TERMINALS "/sys/class/tty/"
+#define MAX_CONSOLES 1024 // bytes of their table
 #define HEARTBEAT_PORT 9000 // aws-nitro-enclaves-sdk-bootstrap init.c
 #define HEARTBEAT 0xB7
 #define HEARTBEAT_SECONDS 10
-#define MAX_COMMAND_LINE 8192 // bytes; x86 COMMAND_LINE_SIZE is 2048
+#define MAX_COMMAND_LINE 8192 // bytes; COMMAND_LINE_SIZE of x86 and arm64 is 2048
 
 static const unsigned int parent_cids[] = {3, 2}; // Nitro's parent, then vhost-device-vsock's host
 
@@ -107,23 +114,30 @@ static bool holds_line(const char *text, const char *line)
 	return false;
 }
 
+// Read a file of /proc or /sys whole; return its length, or -1 where it is not there or longer than `limit`.
+static ssize_t read_text(const char *path, char *text, size_t limit)
+{
+	size_t length = 0;
+	ssize_t count = 0;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return -1;
+	while (length <= limit && (count = read(fd, text + length, limit + 1 - length)) > 0)
+		length += (size_t)count;
+	close(fd);
+	if (count < 0 || length > limit)
+		return -1;
+	text[length] = '\0';
+	return (ssize_t)length;
+}
+
 static void check_command_line(void)
 {
 	static char text[MAX_COMMAND_LINE + 1];
-	size_t length = 0;
-	int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
 
-	if (fd < 0)
+	if (read_text("/proc/cmdline", text, MAX_COMMAND_LINE) < 0)
 		halt("init: halt: no /proc/cmdline\n");
-	for (;;) {
-		ssize_t count = read(fd, text + length, MAX_COMMAND_LINE - length);
-
-		if (count <= 0)
-			break;
-		length += (size_t)count;
-	}
-	close(fd);
-	text[length] = '\0';
 	if (!holds_line(text, COMMAND_LINE))
 		halt("init: halt: the command line is not the one measured\n");
 }
@@ -139,11 +153,30 @@ static bool write_setting(const char *path, const char *value)
 	return written;
 }
 
+// Take the kernel's messages from every console that it names; return how many it named, or -1.
+static int silence_consoles(void)
+{
+	static char table[MAX_CONSOLES + 1], path[sizeof(TERMINALS) + MAX_CONSOLES + sizeof("/console")];
+	int found = 0;
+
+	if (read_text("/proc/consoles", table, MAX_CONSOLES) < 0)
+		return -1;
+	for (char *line = strtok(table, "\n"); line != NULL; line = strtok(NULL, "\n"), found++) {
+		line[strcspn(line, " ")] = '\0'; // behind the name: what it can do
+		strcat(strcat(strcpy(path, TERMINALS), line), "/console");
+		if (!write_setting(path, "0")) // serial_core.c, since Linux 5.10; an early console has no such file
+			return -1;
+	}
+	return found;
+}
+
 // From here on the kernel has no console: its messages may name processes and sizes, and a panic shows registers,
-// whatever the log level is. The port itself stays, for the constant lines of this program.
+// whatever the log level is. The port itself stays, for the constant lines of this program. A launcher may have added
+// consoles to the one of the image's own command line, early ones that are kept among them: the kernel is asked until
+// it names none.
 static void silence_kernel(void)
 {
-	if (!write_setting("/sys/class/tty/" CONSOLE "/console", "0")) // serial_core.c, since Linux 5.10
+	if (silence_consoles() < 0 || silence_consoles() != 0)
 		halt("init: halt: the kernel keeps its console\n");
 	if (mount(NULL, "/sys", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
 		halt("init: halt: a file system does not become read-only\n");

@@ -11,11 +11,12 @@ import ctypes
 import errno
 import platform
 import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from .syscalls import PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, prctl
 
-AUDIT_ARCH_X86_64 = 0xC000003E  # include/uapi/linux/audit.h
-X32_BIT = 0x40000000  # system calls of the x32 ABI share the arch value
+X32_BIT = 0x40000000  # system calls of x86's x32 ABI share the arch value
 
 # include/uapi/linux/bpf_common.h, seccomp.h
 LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -31,8 +32,20 @@ NUMBER, ARCH, ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 CLONE_THREAD = 0x00010000
 CLONE_NEW_ANY = 0x7E020000 | 0x02000000  # every CLONE_NEW* that clone(2) takes
 
+
+@dataclass(frozen=True, slots=True)
+class Abi:
+    """How one processor numbers the system calls that are on the list, and those that are looked at closer."""
+
+    audit: int  # AUDIT_ARCH_* of include/uapi/linux/audit.h
+    clone: int
+    clone3: int
+    prlimit64: int
+    allowed: Mapping[str, int]
+
+
 # arch/x86/entry/syscalls/syscall_64.tbl
-ALLOWED: dict[str, int] = {
+X86_64 = Abi(0xC000003E, clone=56, clone3=435, prlimit64=302, allowed={
     # files: all of them under the worker's own root, which holds its staging tree alone
     "read": 0, "write": 1, "close": 3, "fstat": 5, "lseek": 8, "pread64": 17, "pwrite64": 18, "readv": 19,
     "writev": 20, "dup": 32, "fcntl": 72, "fsync": 74, "fdatasync": 75, "ftruncate": 77, "fadvise64": 221,
@@ -49,8 +62,27 @@ ALLOWED: dict[str, int] = {
     # waiting and time
     "poll": 7, "nanosleep": 35, "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230, "ppoll": 271,
     "epoll_wait": 232, "epoll_ctl": 233, "epoll_create1": 291, "epoll_pwait": 281, "eventfd2": 290, "getrandom": 318,
-}  # fmt: skip
-CLONE, CLONE3, PRLIMIT64 = 56, 435, 302
+})  # fmt: skip
+
+# include/uapi/asm-generic/unistd.h; the older of two calls is missing there
+AARCH64 = Abi(0xC00000B7, clone=220, clone3=435, prlimit64=261, allowed={
+    "read": 63, "write": 64, "close": 57, "fstat": 80, "lseek": 62, "pread64": 67, "pwrite64": 68, "readv": 65,
+    "writev": 66, "dup": 23, "fcntl": 25, "fsync": 82, "fdatasync": 83, "ftruncate": 46, "fadvise64": 223,
+    "openat": 56, "mkdirat": 34, "newfstatat": 79, "unlinkat": 35, "renameat": 38, "readlinkat": 78,
+    "utimensat": 88, "fallocate": 47, "dup3": 24, "preadv": 69, "pwritev": 70, "renameat2": 276,
+    "preadv2": 286, "pwritev2": 287, "statx": 291, "getdents64": 61, "openat2": 437, "close_range": 436,
+    "fstatfs": 44,
+    # and the barrier after which every core sees the code that the engine has made
+    "mmap": 222, "mprotect": 226, "munmap": 215, "brk": 214, "mremap": 216, "madvise": 233, "memfd_create": 279,
+    "membarrier": 283,
+    "rt_sigaction": 134, "rt_sigprocmask": 135, "rt_sigreturn": 139, "sched_yield": 124, "sigaltstack": 132,
+    "gettid": 178, "futex": 98, "sched_getaffinity": 123, "set_robust_list": 99, "rseq": 293, "getpid": 172,
+    "exit": 93, "exit_group": 94, "set_tid_address": 96, "restart_syscall": 128,
+    "nanosleep": 101, "clock_gettime": 113, "clock_getres": 114, "clock_nanosleep": 115, "ppoll": 73,
+    "epoll_ctl": 21, "epoll_create1": 20, "epoll_pwait": 22, "eventfd2": 19, "getrandom": 278,
+})  # fmt: skip
+
+ABIS: dict[str, Abi] = {"x86_64": X86_64, "aarch64": AARCH64}  # by what platform.machine() says
 
 
 class NoFilter(Exception):
@@ -67,28 +99,28 @@ def _step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
     return struct.pack("=HBBI", code, yes, no, value & 0xFFFFFFFF)  # struct sock_filter
 
 
-def make_filter() -> bytes:
-    """Return the BPF program."""
+def make_filter(abi: Abi) -> bytes:
+    """Return the BPF program for a processor."""
     allow = _step(RETURN, RET_ALLOW)
     refuse = _step(RETURN, RET_ERRNO | errno.EPERM)
     steps = [
         _step(LOAD, ARCH),
-        _step(JUMP_EQUAL, AUDIT_ARCH_X86_64, yes=1),
+        _step(JUMP_EQUAL, abi.audit, yes=1),
         _step(RETURN, RET_KILL_PROCESS),
         _step(LOAD, NUMBER),
         _step(JUMP_AT_LEAST, X32_BIT, no=1),
         _step(RETURN, RET_KILL_PROCESS),
         # glibc falls back to clone(2), whose flags a filter can read
-        _step(JUMP_EQUAL, CLONE3, no=1),
+        _step(JUMP_EQUAL, abi.clone3, no=1),
         _step(RETURN, RET_ERRNO | errno.ENOSYS),
-        _step(JUMP_EQUAL, CLONE, no=5),
+        _step(JUMP_EQUAL, abi.clone, no=5),
         _step(LOAD, ARGUMENTS),
         _step(JUMP_SET, CLONE_NEW_ANY, yes=2),
         _step(JUMP_SET, CLONE_THREAD, no=1),
         allow,
         refuse,
         # prlimit64(0, resource, NULL, old): reading one's own limits, as pthread_getattr_np does
-        _step(JUMP_EQUAL, PRLIMIT64, no=8),
+        _step(JUMP_EQUAL, abi.prlimit64, no=8),
         _step(LOAD, ARGUMENTS),
         _step(JUMP_EQUAL, 0, no=5),
         _step(LOAD, ARGUMENTS + 2 * 8),
@@ -98,17 +130,18 @@ def make_filter() -> bytes:
         allow,
         refuse,
     ]
-    for number in sorted(ALLOWED.values()):
+    for number in sorted(abi.allowed.values()):
         steps += [_step(JUMP_EQUAL, number, no=1), allow]
     return b"".join([*steps, refuse])
 
 
 def install() -> None:
     """Set no_new_privs and the filter for this process and every thread that it starts; raise OSError or NoFilter."""
-    if platform.machine() != "x86_64":
+    abi = ABIS.get(platform.machine())
+    if abi is None:
         raise NoFilter
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    code = make_filter()
+    code = make_filter(abi)
     buffer = ctypes.create_string_buffer(code, len(code))
     program = _Program(len(code) // 8, ctypes.addressof(buffer))
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program))

@@ -21,10 +21,10 @@ from attestation.console import say
 from enclave_image.cache import using_cache
 from enclave_image.config import load_config
 from enclave_image.eif import SectionType, read_eif, write_eif
+from enclave_image.guest import Guest
 from enclave_image.initramfs import only_executable, read_tree, write_cpio
 from enclave_image.lock import load_lock
 from enclave_image.recipe import make_image
-from enclave_image.rootfs import guest_compress
 
 ZSTD_LEVELS = (1, 3, 6, 9, 12, 15, 19)
 GZIP_LEVELS = (1, 6, 9)
@@ -38,7 +38,7 @@ class Packed:
     seconds: float
 
 
-def pack(levels: list[str], root: Path, raw: bytes, scratch: Path) -> dict[str, Packed]:
+def pack(levels: list[str], guest: Guest, raw: bytes, scratch: Path) -> dict[str, Packed]:
     """Return the archive `raw` as it is, and packed by each of `levels` (such as zstd-9)."""
     archive, target = scratch / "cpio", scratch / "packed"
     archive.write_bytes(raw)
@@ -47,7 +47,7 @@ def pack(levels: list[str], root: Path, raw: bytes, scratch: Path) -> dict[str, 
         kind, _, level = name.partition("-")
         start, children = time.process_time(), _children()
         if kind == "zstd":
-            guest_compress(root, archive, target, level=int(level))
+            guest.compress(archive, target, level=int(level))
             data = target.read_bytes()
         else:
             machine = zlib.compressobj(int(level), wbits=31)
@@ -88,9 +88,9 @@ def main() -> None:
     config = load_config()
     with using_cache(), tempfile.TemporaryDirectory(prefix="veracruz-compression-") as folder:
         made = make_image(config, load_lock(config.directory / "enclave.lock"))
-        root = made.platform.root
-        raw = write_cpio(only_executable("init", read_tree(root)))
-        forms = pack(args.levels, root, raw, Path(folder))
+        guest = made.platform.guest
+        raw = write_cpio(only_executable("init", read_tree(guest.root)))
+        forms = pack(args.levels, guest, raw, Path(folder))
         times = boot(list(made.sections), forms, args.boot, Path(folder)) if args.boot else {}
     rows: dict[str, dict[str, Any]] = {
         name: {"bytes": len(form.data), "seconds": form.seconds} for name, form in forms.items()

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from enclave_image.config import cache_dir
-from host_shim.qemu import APPENDED, PROGRAM
+from host_shim.hardware import X86_64
+from host_shim.qemu import PROGRAM
 
 MODULE_ID = "i-0123456789abcdef0-enc0123456789abcdef"
 ROLE, PARENT = "arn:aws:iam::123456789012:role/parent", "i-0123456789abcdef0"  # PCR3 and PCR4 are made of these
@@ -47,7 +48,7 @@ def on_nitro_machine(program: Path, image: Path, words: str = "") -> Callable[[l
         machine = f"nitro-enclave,vsock=vsock,id={MODULE_ID},parent-role={ROLE},parent-id={PARENT}"
         options["-M"] = machine
         options["-kernel"] = str(image)
-        options["-append"] = os.fsdecode(APPENDED).strip() + words
+        options["-append"] = os.fsdecode(X86_64.appended).strip() + words
         return [str(program), *flags, *(word for pair in options.items() for word in pair)]
 
     return change

@@ -4,19 +4,27 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from enclave_image.architecture import TEXT_OFFSET, Architecture, find_architecture, fit_kernel
+from attestation.errors import EXIT_USAGE, UsageError
+from enclave_image import emulator, guest
+from enclave_image.architecture import TEXT_OFFSET, Architecture, find_architecture, fit_kernel, read_banner
+from enclave_image.cache import Cache
 from enclave_image.config import DEFAULT_DIR, load_config
+from enclave_image.config_options import lock_beside
 from enclave_image.eif import SectionType, load_eif
 from enclave_image.eif_writer import write_image
-from enclave_image.errors import BuildFailed
-from enclave_image.lock import format_lock, load_lock, parse_lock
-from enclave_image.recipe import prepare_platform
+from enclave_image.errors import BuildFailed, MalformedConfig
+from enclave_image.given_kernel import load_given_kernel
+from enclave_image.guest import Guest
+from enclave_image.kernel_config import load_kernel_config, parse_fragment
+from enclave_image.lock import Role, format_lock, load_lock, parse_lock
+from host_shim.cli import main
 
 from .eif_specimens import make_arm_kernel, make_kernel
 
@@ -72,8 +80,130 @@ def test_the_writer_sets_the_flag_and_measures_what_it_wrote(
     assert bytes(image.kernel) == fit_kernel(kernel, architecture)
 
 
-def test_a_lock_names_its_architecture_and_the_recipe_says_what_it_does_not_build() -> None:
-    lock = replace(load_lock(DEFAULT_DIR / "enclave.lock"), architecture=ARM)
-    assert parse_lock(format_lock(lock)) == lock
-    with pytest.raises(BuildFailed, match="steps are for x86_64"):
-        prepare_platform(load_config(), lock, out=None, offline=True, snapshot=None)
+def test_what_an_arm_kernel_says_of_itself_is_found_in_it() -> None:
+    text = b"6.12.117 (eif@eif) (gcc 14) #1 SMP 2026-01-01 00:00:00"
+    assert read_banner(make_arm_kernel() + b"Linux version " + text + b"\n\0") == text.decode()
+    for without in (make_arm_kernel(), make_arm_kernel() + b"Linux version \x1b[31m\n", b""):
+        assert read_banner(without) == "unknown"
+
+
+def test_a_given_kernel_has_the_form_of_the_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "Image"
+    path.write_bytes(make_arm_kernel() + b"Linux version 6.1 (a@b)\n")
+    assert load_given_kernel(path, ARM).banner == "6.1 (a@b)"
+    with pytest.raises(UsageError, match="as in a bzImage"):
+        load_given_kernel(path, X86)
+    path.write_bytes(make_kernel())
+    with pytest.raises(UsageError, match="expected an uncompressed arm64 Image"):
+        load_given_kernel(path, ARM)
+
+
+# --- the configuration and its lock ---
+
+
+def test_each_architecture_has_its_words_of_the_one_configuration() -> None:
+    x86, arm = load_config(), load_config(architecture=ARM)
+    assert (x86.root, x86.wheels, x86.kernel_source) == (arm.root, arm.wheels, arm.kernel_source)
+    assert set(x86.toolchain) < set(arm.toolchain)
+    assert "gcc-14-aarch64-linux-gnu" in arm.toolchain
+    assert (x86.emulator, arm.emulator) == ("", "qemu-user")
+    assert "i8042" in x86.command_line
+    assert "i8042" not in arm.command_line
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[aarch64]\n", "[riscv64]\n", "nothing is said of aarch64"),
+        ('emulator = "qemu-user"\n', "", "aarch64.emulator"),
+        ('emulator = "qemu-user"\n', "emulator = 7\n", "aarch64.emulator"),
+        ("[aarch64]\n", "[aarch64]\nwheels = []\n", "a table of command_line, toolchain, emulator"),
+    ],
+)
+def test_refuses_a_table_that_is_not_of_its_form(tmp_path: Path, old: str, new: str, says: str) -> None:
+    shutil.copytree(DEFAULT_DIR, tmp_path / "config")
+    file = tmp_path / "config/image.toml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    with pytest.raises(MalformedConfig, match=says):
+        load_config(tmp_path / "config", architecture=ARM)
+
+
+def test_a_kernels_option_may_be_of_one_architecture() -> None:
+    files = {
+        "kernel.fragment": b"CONFIG_A=y  # why\nCONFIG_B=1  # [x86_64] why\nCONFIG_B=2  # [aarch64] why\n",
+        "kernel-minimal.fragment": b"CONFIG_A=n  # [x86_64] why\n",
+    }
+    read = files.__getitem__
+    assert load_kernel_config("default", X86, read).fragment == b"CONFIG_A=y\nCONFIG_B=1\n"
+    assert load_kernel_config("default", ARM, read).fragment == b"CONFIG_A=y\nCONFIG_B=2\n"
+    assert load_kernel_config("minimal", X86, read).fragment == b"CONFIG_A=n\nCONFIG_B=1\n"
+    assert load_kernel_config("minimal", ARM, read).fragment == b"CONFIG_A=y\nCONFIG_B=2\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CONFIG_A=y  # [riscv64] why\n",
+        "CONFIG_A=y  # [aarch64] why\nCONFIG_A=n  # why\n",
+        "CONFIG_A=y  # why\nCONFIG_A=n  # [x86_64] why\n",
+        "CONFIG_A=y  # [x86_64] why\nCONFIG_A=n  # [x86_64] why\n",
+    ],
+)
+def test_refuses_an_option_that_is_said_twice_or_of_nothing_known(text: str) -> None:
+    with pytest.raises(MalformedConfig, match=r"kernel\.fragment:[12]"):
+        parse_fragment("kernel.fragment", text.encode())
+
+
+def test_the_shipped_locks_are_each_for_their_architecture() -> None:
+    x86, arm = (load_lock(lock_beside(DEFAULT_DIR, architecture)) for architecture in (X86, ARM))
+    assert (x86.architecture, arm.architecture) == (X86, ARM)
+    root = {package.name: package for package in arm.packages_for(Role.ROOT)}
+    assert {package.bare_name for package in root.values()} == {p.name for p in x86.packages_for(Role.ROOT)}
+    assert all(name.endswith(":arm64") for name in root)
+    assert all(package.filename.endswith(("_arm64.deb", "_all.deb")) for package in root.values())
+    assert not any(package.filename.endswith("_arm64.deb") for package in arm.packages_for(Role.TOOLCHAIN))
+    assert [package.name for package in arm.packages_for(Role.EMULATOR)] == ["qemu-user"]
+    assert [(w.name, w.version) for w in arm.wheels] == [(w.name, w.version) for w in x86.wheels]
+    assert parse_lock(format_lock(arm)) == arm
+
+
+def test_a_lock_has_an_emulator_where_the_building_machine_needs_one_and_nowhere_else() -> None:
+    arm = load_lock(lock_beside(DEFAULT_DIR, ARM))
+    with pytest.raises(MalformedConfig, match="role emulator; expected 0, got 1"):
+        parse_lock(format_lock(replace(arm, architecture=X86)))
+    with pytest.raises(MalformedConfig, match="role emulator; expected 1, got 0"):
+        parse_lock(format_lock(replace(load_lock(lock_beside(DEFAULT_DIR, X86)), architecture=ARM)))
+
+
+def test_a_lock_of_another_architecture_is_refused_before_anything_is_fetched(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--lock", str(lock_beside(DEFAULT_DIR, ARM)), "--out", str(tmp_path / "out.eif"), "--offline"]
+    assert main(["image", "build", *words]) == EXIT_USAGE
+    assert "expected x86_64, got aarch64" in (said := capsys.readouterr().err)
+    assert "--architecture aarch64" in said
+
+
+# --- the image's own programs ---
+
+
+def test_the_guests_interpreter_runs_under_the_emulator_of_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(guest, "run", lambda words, **_: commands.append([str(word) for word in words]))
+    Guest(tmp_path, ARM, tmp_path / "qemu-aarch64").python(["compile", "/x"], what="a test")
+    Guest(tmp_path).python(["compile", "/x"], what="a test")
+    arm, x86 = commands
+    assert arm[:2] == [f"{tmp_path}/qemu-aarch64", f"{tmp_path}/usr/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1"]
+    assert x86[0] == f"{tmp_path}/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+    assert arm[-3:] == x86[-3:]
+
+
+def test_a_package_without_the_emulator_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(emulator, "unpack", lambda *_, **__: None)
+    with pytest.raises(BuildFailed, match="holds no emulator for aarch64"):
+        emulator.find_emulator(Cache(), tmp_path / "qemu-user.deb", sha256="00", architecture=ARM)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from enclave_image import archive
+from enclave_image.architecture import Architecture
 from enclave_image.archive import read_index, verify_release
 from enclave_image.download import Patience
 from enclave_image.errors import ArchiveUntrusted, InputUnavailable
@@ -76,6 +77,14 @@ def test_reads_what_the_archive_signed(suite: Suite) -> None:
     assert [(package.name, package.version) for package in index.packages] == [("bc", "1-2")]
     assert index.release.date == NOW - timedelta(days=1)
     assert index.release.suite == SUITE
+
+
+def test_names_the_packages_of_another_architecture_as_debian_does(suite: Suite) -> None:
+    suite.hashes += f" {DIGEST} {len(INDEX)} main/binary-arm64/Packages.xz\n"
+    suite.mirror.routes[f"/dists/{SUITE}/main/binary-arm64/by-hash/SHA256/{DIGEST}"] = lambda h: h.answer(INDEX)
+    suite.publish()
+    index = suite.read(architectures=(Architecture.X86_64, Architecture.AARCH64))
+    assert [package.name for package in index.packages] == ["bc", "bc:arm64"]
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_every_kind_of_difference_is_told(change: Callable[[Tree], object], path
 
 def test_kernel_and_command_line_name_their_inputs() -> None:
     head = bytearray(2048)
-    head[0x202:0x206], head[0x20E:0x210] = b"HdrS", (0x300).to_bytes(2, "little")
+    head[0x1FE:0x200], head[0x202:0x206], head[0x20E:0x210] = b"\x55\xaa", b"HdrS", (0x300).to_bytes(2, "little")
     head[0x500:0x50C] = b"6.9-evil\x1b[0m"
     done = compare(make_image(kernel=bytes(head), cmdline=b"quiet init=/bin/sh"))
     assert done.causes[0].startswith("kernel: theirs says 6.9-evil\\x1b[0m, ours unknown; ours comes from linux-source")

@@ -17,15 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation.errors import UsageError
+from enclave_image.architecture import Architecture
 from enclave_image.config import DEFAULT_DIR, load_config
 from enclave_image.errors import BuildFailed, InputMismatch, MalformedConfig
 from enclave_image.given_kernel import load_given_kernel
 from enclave_image.kernel import build_environment, kernel_key
-from enclave_image.kernel_checks import BZIMAGE, ORC_HASH, check_kernel
+from enclave_image.kernel_checks import ORC_HASH, check_kernel, find_kernel
 from enclave_image.kernel_config import KernelConfig, check_config, load_kernel_config, parse_fragment
 from enclave_image.patches import Patch, apply_patch, load_patch
 from enclave_image.toolchain import check_log
 from host_shim.cli import main
+
+X86 = Architecture.X86_64
 
 # --- configurations ---
 
@@ -77,13 +80,13 @@ def test_the_minimal_configuration_differs_from_the_default_where_it_says_so() -
 def test_refuses_a_minimal_line_that_changes_nothing() -> None:
     files = {"kernel.fragment": b"CONFIG_A=y  # why\n", "kernel-minimal.fragment": b"CONFIG_A=y  # why\n"}
     with pytest.raises(MalformedConfig, match="CONFIG_A is the same"):
-        load_kernel_config("minimal", files.__getitem__)
+        load_kernel_config("minimal", X86, files.__getitem__)
 
 
 @pytest.mark.parametrize("name", ["../default", "", "UPPER", "a/b"])
 def test_refuses_a_configurations_name_that_is_a_path(name: str) -> None:
     with pytest.raises(MalformedConfig, match="kernel_config"):
-        load_kernel_config(name, lambda name: b"")
+        load_kernel_config(name, X86, lambda name: b"")
 
 
 def test_an_unknown_configuration_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -254,7 +257,7 @@ def bzimage(banner: str = "6.12.117 (eif@eif) #1 SMP 2026-01-01 00:00:00") -> by
 def test_reads_what_a_kernel_says_of_itself(tmp_path: Path) -> None:
     path = tmp_path / "bzImage"
     path.write_bytes(bzimage("5.10.1\x1b[31m aws"))
-    kernel = load_given_kernel(path)
+    kernel = load_given_kernel(path, X86)
     assert kernel.banner == "5.10.1\x1b[31m aws"
     assert kernel.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -271,7 +274,7 @@ def test_refuses_what_is_no_kernel(tmp_path: Path, offset: int, value: int, expe
     raw[offset] = value
     (tmp_path / "file").write_bytes(raw)
     with pytest.raises(UsageError, match="no kernel that an enclave boots") as caught:
-        load_given_kernel(tmp_path / "file")
+        load_given_kernel(tmp_path / "file", X86)
     assert expected in str(caught.value)
 
 
@@ -279,7 +282,7 @@ def test_refuses_what_is_no_kernel(tmp_path: Path, offset: int, value: int, expe
 def test_refuses_what_is_too_short(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "file").write_bytes(raw)
     with pytest.raises(UsageError):
-        load_given_kernel(tmp_path / "file")
+        load_given_kernel(tmp_path / "file", X86)
 
 
 @given(st.integers(0, 0xFFFF))
@@ -288,7 +291,7 @@ def test_a_banner_may_be_said_to_stand_anywhere(tmp_path_factory: pytest.TempPat
     raw[0x20E:0x210] = pointer.to_bytes(2, "little")
     path = tmp_path_factory.mktemp("kernel") / "file"
     path.write_bytes(raw)
-    assert len(load_given_kernel(path).banner) <= 1024
+    assert len(load_given_kernel(path, X86).banner) <= 1024
 
 
 def test_a_kernel_and_a_configuration_are_not_both_chosen(tmp_path: Path) -> None:
@@ -354,9 +357,9 @@ def test_a_sound_log_passes(tmp_path: Path, line: str) -> None:
 
 
 def finished(tmp_path: Path, *, banner: str, orc: str) -> Path:
-    for path, data in ((BZIMAGE, bytes(bzimage(banner))), (ORC_HASH, orc.encode())):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(data)
+    for path, data in ((find_kernel(tmp_path, X86), bytes(bzimage(banner))), (tmp_path / ORC_HASH, orc.encode())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
     return tmp_path
 
 
@@ -377,9 +380,9 @@ EMPTY = "#define ORC_HASH " + "".join(f"0x{byte:02x}," for byte in hashlib.sha1(
 )
 def test_a_kernel_that_shows_a_silent_failure_is_refused(tmp_path: Path, banner: str, orc: str, words: str) -> None:
     environment = build_environment(1767225600)
-    check_kernel(finished(tmp_path, banner=BANNER, orc=ORC), environment=environment)
+    check_kernel(finished(tmp_path, banner=BANNER, orc=ORC), X86, environment=environment)
     with pytest.raises(BuildFailed, match=words):
-        check_kernel(finished(tmp_path, banner=banner, orc=orc), environment=environment)
+        check_kernel(finished(tmp_path, banner=banner, orc=orc), X86, environment=environment)
 
 
 # --- documentation ---
@@ -390,7 +393,10 @@ def test_the_page_gives_each_options_reason() -> None:
     done = subprocess.run([sys.executable, "scripts/kernel_table.py", "--check"], cwd=top, check=False)
     assert done.returncode == 0, "run scripts/kernel_table.py"
     page = (top / "docs/kernel.md").read_text()
-    for option in load_config(kernel_config="minimal").kernel_config.options:
-        assert f"| `{option.name.removeprefix('CONFIG_')}` | `{option.value}` | {option.reason} |" in page
+    for architecture in Architecture:
+        for option in load_config(architecture=architecture, kernel_config="minimal").kernel_config.options:
+            only = f"{option.architecture} only: " if option.architecture else ""
+            row = f"| `{option.name.removeprefix('CONFIG_')}` | `{option.value}` | {only}{option.reason} |"
+            assert row in page
     for patch in load_config().kernel_patches:
         assert patch.name in page

@@ -30,6 +30,7 @@ from host_shim.qemu import (
     find_qemu,
 )
 
+from ..enclave_image.eif_specimens import make_arm_kernel
 from .test_dev_pki import AT
 
 EIF = write_eif(
@@ -98,6 +99,21 @@ def test_what_was_measured_is_what_boots() -> None:
         assert isolate.measurements == expected
         debug = QemuIsolate(isolate.qemu, files, isolate.machine, Accel.TCG, debug_mode=True)
         assert debug.measurements is None
+
+
+def test_an_image_for_arm_gets_a_machine_of_its_own_under_emulation(tmp_path: Path) -> None:
+    arm = write_eif([(SectionType.KERNEL, make_arm_kernel()), (SectionType.CMDLINE, b"quiet"),
+                     (SectionType.METADATA, b"{}"), (SectionType.RAMDISK, b"r")], aarch64=True)  # fmt: skip
+    with BootFiles(read_eif(arm)) as files:
+        assert files.hardware.program == "qemu-system-aarch64"
+        command = QemuIsolate(Qemu(Path("/usr/bin/qemu"), (10, 0), ""), files, Machine(256, 2), Accel.TCG).command(7)
+        assert command[command.index("-M") + 1].startswith("virt,")
+        assert command[command.index("-append") + 1] == "quiet panic=1 console=ttyAMA0"
+        verdict = KvmVerdict("QEMU 10", tmp_path)
+        own = files.hardware.architecture
+        assert choose_accelerators("auto", verdict, architecture=own) == [(Accel.TCG, False)]
+        with pytest.raises(NoKvm, match="its own host alone"):
+            choose_accelerators("kvm", verdict, architecture=own)
 
 
 def test_boot_files_cannot_be_changed() -> None:
