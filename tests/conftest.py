@@ -13,7 +13,7 @@ FIRST_BUILD = 2700  # seconds; whichever test boots first also compiles the kern
 LONGEST_ID = 120  # characters of a value that names its test
 SLOW = {
     "boot": "--boot", "faults": "--boot", "rebuild": "--rebuild", "kernel": "--kernel",
-    "minimal_kernel": "--minimal-kernel",
+    "minimal_kernel": "--minimal-kernel", "aarch64": "--aarch64",
 }  # fmt: skip
 
 
@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kernel", action="store_true", help="also compile the kernel once more, elsewhere (with --boot)")
     parser.addoption("--rebuild", action="store_true", help="also run the tests that need the 400 MB compiler wheel")
     parser.addoption("--minimal-kernel", action="store_true", help="also boot that one, compiled once (with --boot)")
+    parser.addoption("--aarch64", action="store_true", help="also build and boot an image for aarch64 (with --boot)")
 
 
 def pytest_configure() -> None:
