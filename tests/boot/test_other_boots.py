@@ -131,6 +131,16 @@ def test_bytes_moved_between_the_ramdisks_boot_alike_and_change_the_measurements
     assert "the policy does not accept this image" in done.err
 
 
+def test_an_early_console_that_the_launcher_keeps_halts(scene: Scene) -> None:
+    """It would show the kernel's messages for as long as the isolate lives, and has no switch that /init could turn."""
+
+    async def body(guest: Guest) -> None:
+        await guest.wait_for_console("init: halt: the kernel keeps its console")
+        assert guest.host.dialled == []
+
+    on_rig(scene, read_eif(scene.image.read_bytes()), body, words=b" earlycon=uart8250,io,0x3f8 keep_bootcon")
+
+
 HARMLESS = (
     b" LD_PRELOAD=/tmp/evil.so LD_LIBRARY_PATH=/tmp PYTHONPATH=/tmp PYTHONSTARTUP=/tmp/evil.py PYTHONINSPECT=1"
     b" SSLKEYLOGFILE=/dev/ttyS0 OPENSSL_CONF=/tmp/evil.cnf init=/usr/bin/python3.13 rdinit=/init single 3 -c exit() -i"
