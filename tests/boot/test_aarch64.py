@@ -34,9 +34,10 @@ def arm(world: World) -> Path:
 def test_is_an_image_of_its_own_kind(world: World, arm: Path, image: Path) -> None:
     told = world.run("image", "describe", arm, "--json").json
     assert told["architecture"] == "aarch64"
-    assert not told["findings"]
+    assert {finding["weight"] for finding in told["findings"]} == {"note"}
     ours, theirs = load_eif(arm).measurements, load_eif(image).measurements
-    assert {ours.pcr0, ours.pcr1, ours.pcr2}.isdisjoint({theirs.pcr0, theirs.pcr1, theirs.pcr2})
+    assert {ours.pcr0, ours.pcr1}.isdisjoint({theirs.pcr0, theirs.pcr1})
+    assert ours.pcr2 == theirs.pcr2  # the application: its bytecode and its packing are the same under emulation
     again = world.run("image", "reproduce", arm, "--architecture", "aarch64", "--json", timeout=2400)
     assert again.json["identical"] is True
 
