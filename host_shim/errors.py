@@ -7,10 +7,10 @@ from attestation.errors import EXIT_ISOLATE, EnvironmentLacks, UsageError, Verac
 
 
 class NoQemu(EnvironmentLacks):
-    """There is no QEMU for x86-64 on the PATH, or it does not run."""
+    """There is no QEMU for the image's architecture on the PATH, or it does not run."""
 
     slug = "no-qemu"
-    cure = "Install QEMU for x86-64: on Debian, apt install qemu-system-x86."
+    cure = "Install QEMU: on Debian, apt install qemu-system-x86, or qemu-system-arm for an image for aarch64."
 
 
 class QemuTooOld(EnvironmentLacks):

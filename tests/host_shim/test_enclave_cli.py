@@ -30,6 +30,8 @@ from enclave_image.eif import SectionType, write_eif
 from host_shim.children import ProcessId
 from host_shim.cli import main
 
+from ..enclave_image.eif_specimens import make_arm_kernel, make_kernel
+
 ROOT = Path(__file__).parents[2]
 IMAGE = {f"PCR{index}": f"{index + 1:02x}" * 48 for index in range(3)}
 
@@ -278,12 +280,18 @@ def test_bad_input_is_an_error_with_its_code(host: Host, arguments: Any, code: i
     assert says in err
 
 
-def test_no_qemu_names_its_package(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "package"), [(make_kernel(), "qemu-system-x86"), (make_arm_kernel(), "qemu-system-arm")]
+)
+def test_no_qemu_names_its_package(host: Host, monkeypatch: pytest.MonkeyPatch, kernel: bytes, package: str) -> None:
     monkeypatch.setenv("PATH", "/none")
     image = host.home / "image.eif"
-    image.write_bytes(b"")
+    image.write_bytes(
+        write_eif([(SectionType.KERNEL, kernel), (SectionType.CMDLINE, b"quiet"), (SectionType.METADATA, b"{}"),
+                   (SectionType.RAMDISK, b"r")])
+    )  # fmt: skip
     code, out, _ = host.run("run", str(image), "--policy", str(host.policy), "--json")
     assert code == 3
     error = json.loads(out)["error"]
     assert error["slug"] == "no-qemu"
-    assert error["hint"] == "apt-get install --no-install-recommends qemu-system-x86"
+    assert error["hint"] == f"apt-get install --no-install-recommends {package}"
