@@ -23,11 +23,13 @@ from .errors import BuildFailed
 from .kernel_checks import check_kernel, find_kernel
 from .kernel_config import KernelConfig, check_config
 from .patches import Patch, apply_patch
-from .program import build_program, program_key
+from .program import build_program, program_key, read_sources
 from .toolchain import PREFIX, check_log, compiler_for, make_sysroot, sandboxed
 
 RECIPE = "kernel/1"  # part of the cache's key: change it when the steps below change their product
-INIT_SOURCE = Path(__file__).parent / "runtime" / "init.c"
+RUNTIME = Path(__file__).parent / "runtime"
+FIRST_PROCESS = RUNTIME / "first_process.h"  # what every /init of ours includes
+INIT_SOURCES = (RUNTIME / "init.c", FIRST_PROCESS)
 
 
 def make_command(architecture: Architecture) -> list[str]:
@@ -140,7 +142,7 @@ def _init_defines(command_line: str) -> list[str]:
 def init_key(*, toolchain_hashes: Sequence[str], command_line: str, architecture: Architecture) -> str:
     """Return the hash of all that /init is made of."""
     return program_key(
-        "init", INIT_SOURCE.read_bytes(), toolchain_hashes=toolchain_hashes, defines=_init_defines(command_line),
+        "init", read_sources(INIT_SOURCES), toolchain_hashes=toolchain_hashes, defines=_init_defines(command_line),
         architecture=architecture,
     )  # fmt: skip
 
@@ -151,6 +153,6 @@ def build_init(
 ) -> Path:  # fmt: skip
     """Return the static /init, with the image's command line compiled in."""
     return build_program(
-        cache, "init", INIT_SOURCE, toolchain=toolchain, toolchain_hashes=toolchain_hashes,
+        cache, "init", INIT_SOURCES, toolchain=toolchain, toolchain_hashes=toolchain_hashes,
         defines=_init_defines(command_line), architecture=architecture,
     )  # fmt: skip

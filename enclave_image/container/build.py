@@ -17,15 +17,16 @@ from ..eif_writer import Built, write_image
 from ..errors import UnfitContainer
 from ..given_kernel import GivenKernel
 from ..initramfs import File, Node, write_cpio
+from ..kernel import FIRST_PROCESS
 from ..lock import Lock, Role
-from ..program import build_program, program_key
+from ..program import build_program, program_key, read_sources
 from ..recipe import Platform, make_metadata, prepare_platform
 from .layers import apply_layers, close
 from .layout import Container, open_container
 from .ramdisk import write_ramdisk
 from .settings import Settings, read_settings
 
-INIT = Path(__file__).parent / "init.c"
+INIT_SOURCES = (Path(__file__).parent / "init.c", FIRST_PROCESS)
 INIT_KIND = "container-init"  # of the cache
 
 
@@ -67,7 +68,7 @@ def build_init(config: ImageConfig, lock: Lock, inputs: Mapping[str, Path]) -> b
     """Return the static /init of such images, compiled in the locked toolchain."""
     tools = lock.packages_for(Role.TOOLCHAIN)
     return build_program(
-        Cache(), INIT_KIND, INIT, toolchain=[inputs[tool.name] for tool in tools],
+        Cache(), INIT_KIND, INIT_SOURCES, toolchain=[inputs[tool.name] for tool in tools],
         toolchain_hashes=[tool.sha256 for tool in tools], defines=_defines(config), architecture=lock.architecture,
     ).read_bytes()  # fmt: skip
 
@@ -80,8 +81,9 @@ def find_needed_init(config: ImageConfig, lock: Lock) -> str:
     """Return the entry of the cache, `KIND/KEY`, in which that /init is."""
     hashes = [tool.sha256 for tool in lock.packages_for(Role.TOOLCHAIN)]
     key = program_key(
-        INIT_KIND, INIT.read_bytes(), toolchain_hashes=hashes, defines=_defines(config), architecture=lock.architecture
-    )
+        INIT_KIND, read_sources(INIT_SOURCES), toolchain_hashes=hashes, defines=_defines(config),
+        architecture=lock.architecture,
+    )  # fmt: skip
     return f"{INIT_KIND}/{Cache.entry_name(key)}"
 
 

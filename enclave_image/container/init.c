@@ -11,59 +11,21 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/vm_sockets.h>
 #include <net/if.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
-#include <sys/reboot.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#ifndef COMMAND_LINE
-#error "COMMAND_LINE is the measured kernel command line of this image"
-#endif
+#include "first_process.h"
 
-#define HEARTBEAT_PORT 9000 // aws-nitro-enclaves-sdk-bootstrap init.c
-#define HEARTBEAT 0xB7
-#define HEARTBEAT_SECONDS 10
 #define MAX_FILE (1 << 20) // bytes of /cmd, /env, /user, /workdir
 #define MAX_GROUPS 64
-
-static const unsigned int parent_cids[] = {3, 2}; // Nitro's parent, then vhost-device-vsock's host
-
-static void power_off(void)
-{
-	sync();
-	reboot(RB_AUTOBOOT);
-	for (;;)
-		pause();
-}
-
-static void halt(const char *why)
-{
-	dprintf(STDERR_FILENO, "init: halt: %s\n", why);
-	power_off();
-}
-
-static void open_console(void)
-{
-	int fd = open("/dev/console", O_RDWR | O_NOCTTY);
-
-	if (fd < 0)
-		return;
-	for (int target = 0; target <= 2; target++)
-		if (fd != target)
-			dup2(fd, target);
-	if (fd > 2)
-		close(fd);
-}
 
 // The bytes of a file and a NUL; halts where there is none: an archive that was not unpacked must not run half.
 static char *read_file(const char *path, size_t *size)
@@ -108,20 +70,6 @@ static char **read_lines(const char *path)
 	return lines;
 }
 
-// Whether `line` stands in `text` as whole words.
-static bool holds_line(const char *text, const char *line)
-{
-	size_t length = strlen(line);
-
-	for (const char *at = text; (at = strstr(at, line)) != NULL; at++) {
-		char after = at[length];
-
-		if ((at == text || at[-1] == ' ') && (after == '\0' || after == ' ' || after == '\n'))
-			return true;
-	}
-	return false;
-}
-
 static void check_command_line(void)
 {
 	size_t size;
@@ -129,36 +77,9 @@ static void check_command_line(void)
 	mkdir("/proc", 0555);
 	if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
 		halt("no /proc");
-	if (!holds_line(read_file("/proc/cmdline", &size), COMMAND_LINE))
+	if (!holds_command_line(read_file("/proc/cmdline", &size)))
 		halt("the command line is not the one measured");
 	umount("/proc");
-}
-
-static bool greet_parent(unsigned int cid)
-{
-	struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_port = HEARTBEAT_PORT, .svm_cid = cid};
-	struct timeval limit = {.tv_sec = HEARTBEAT_SECONDS};
-	unsigned char byte = HEARTBEAT;
-	bool greeted = false;
-	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	if (fd < 0)
-		return false;
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
-	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit, sizeof(limit));
-	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0 && write(fd, &byte, 1) == 1)
-		greeted = read(fd, &byte, 1) == 1 && byte == HEARTBEAT;
-	close(fd);
-	return greeted;
-}
-
-static void greet(void)
-{
-	for (size_t index = 0; index < sizeof(parent_cids) / sizeof(parent_cids[0]); index++)
-		if (greet_parent(parent_cids[index]))
-			return;
-	halt("the parent does not answer the heartbeat");
 }
 
 static void enter_root(void)

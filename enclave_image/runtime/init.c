@@ -10,23 +10,16 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/vm_sockets.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/reboot.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#ifndef COMMAND_LINE
-#error "COMMAND_LINE is the measured kernel command line of this image"
-#endif
+#include "first_process.h"
 
 #define PYTHON "/usr/bin/python3.13"
 #if defined(__x86_64__)
@@ -38,39 +31,13 @@
 #endif
 #define TERMINALS "/sys/class/tty/"
 #define MAX_CONSOLES 1024 // bytes of their table
-#define HEARTBEAT_PORT 9000 // aws-nitro-enclaves-sdk-bootstrap init.c
-#define HEARTBEAT 0xB7
-#define HEARTBEAT_SECONDS 10
 #define MAX_COMMAND_LINE 8192 // bytes; COMMAND_LINE_SIZE of x86 and arm64 is 2048
-
-static const unsigned int parent_cids[] = {3, 2}; // Nitro's parent, then vhost-device-vsock's host
-
-static void say(const char *line)
-{
-	// A console that cannot be written is no reason to stop.
-	if (write(STDERR_FILENO, line, strlen(line)) < 0)
-		return;
-}
-
-static void power_off(void)
-{
-	sync();
-	reboot(RB_AUTOBOOT);
-	for (;;)
-		pause();
-}
-
-static void halt(const char *line)
-{
-	say(line);
-	power_off();
-}
 
 static void mount_or_halt(const char *type, const char *where, unsigned long flags, const char *options)
 {
 	mkdir(where, 0755);
 	if (mount(type, where, type, flags, options) != 0 && errno != EBUSY)
-		halt("init: halt: a file system does not mount\n");
+		halt("a file system does not mount");
 }
 
 static void make_file_systems(void)
@@ -84,34 +51,6 @@ static void make_file_systems(void)
 	mount_or_halt("tmpfs", "/run", plain, "mode=0755");
 	mount_or_halt("tmpfs", "/tmp", plain, "mode=1777,size=16m");
 	mount_or_halt("cgroup2", "/sys/fs/cgroup", plain, NULL);
-}
-
-static void open_console(void)
-{
-	int fd = open("/dev/console", O_RDWR | O_NOCTTY);
-
-	if (fd < 0)
-		return;
-	for (int target = 0; target <= 2; target++)
-		if (fd != target)
-			dup2(fd, target);
-	if (fd > 2)
-		close(fd);
-}
-
-// Whether `line` stands in `text` as whole words.
-static bool holds_line(const char *text, const char *line)
-{
-	size_t length = strlen(line);
-
-	for (const char *at = text; (at = strstr(at, line)) != NULL; at++) {
-		char after = at[length];
-		bool starts = at == text || at[-1] == ' ';
-
-		if (starts && (after == '\0' || after == ' ' || after == '\n'))
-			return true;
-	}
-	return false;
 }
 
 // Read a file of /proc or /sys whole; return its length, or -1 where it is not there or longer than `limit`.
@@ -137,9 +76,9 @@ static void check_command_line(void)
 	static char text[MAX_COMMAND_LINE + 1];
 
 	if (read_text("/proc/cmdline", text, MAX_COMMAND_LINE) < 0)
-		halt("init: halt: no /proc/cmdline\n");
-	if (!holds_line(text, COMMAND_LINE))
-		halt("init: halt: the command line is not the one measured\n");
+		halt("no /proc/cmdline");
+	if (!holds_command_line(text))
+		halt("the command line is not the one measured");
 }
 
 static bool write_setting(const char *path, const char *value)
@@ -177,43 +116,16 @@ static int silence_consoles(void)
 static void silence_kernel(void)
 {
 	if (silence_consoles() < 0 || silence_consoles() != 0)
-		halt("init: halt: the kernel keeps its console\n");
+		halt("the kernel keeps its console");
 	if (mount(NULL, "/sys", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
-		halt("init: halt: a file system does not become read-only\n");
-}
-
-static bool greet_parent(unsigned int cid)
-{
-	struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_port = HEARTBEAT_PORT, .svm_cid = cid};
-	struct timeval limit = {.tv_sec = HEARTBEAT_SECONDS};
-	unsigned char byte = HEARTBEAT;
-	bool greeted = false;
-	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	if (fd < 0)
-		return false;
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
-	setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit, sizeof(limit));
-	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0 && write(fd, &byte, 1) == 1)
-		greeted = read(fd, &byte, 1) == 1 && byte == HEARTBEAT;
-	close(fd);
-	return greeted;
-}
-
-static void greet(void)
-{
-	for (size_t index = 0; index < sizeof(parent_cids) / sizeof(parent_cids[0]); index++)
-		if (greet_parent(parent_cids[index]))
-			return;
-	halt("init: halt: the parent does not answer the heartbeat\n");
+		halt("a file system does not become read-only");
 }
 
 // In the ramdisk /init alone may be executed: a launcher's rdinit= or init= finds nothing else to start as process 1.
 static void allow_python(void)
 {
 	if (chmod(PYTHON, 0755) != 0 || chmod(LOADER, 0755) != 0)
-		halt("init: halt: no interpreter\n");
+		halt("no interpreter");
 }
 
 static pid_t start_runtime(void)
@@ -248,13 +160,13 @@ int main(void)
 	say("init: ready\n");
 	silence_kernel();
 	if (chdir("/") != 0)
-		halt("init: halt: no root directory\n");
+		halt("no root directory");
 	chmod("/dev/nsm", 0600);
 	greet();
 	allow_python();
 	runtime = start_runtime();
 	if (runtime < 0)
-		halt("init: halt: no process for the runtime\n");
+		halt("no process for the runtime");
 	do {
 		ended = wait(NULL);
 	} while (ended != runtime && !(ended < 0 && errno == ECHILD));
