@@ -96,7 +96,7 @@ class Backend:
         return self._device.service()  # after whatever may have given it work
 
     def _timeout(self) -> float | None:
-        polls = self._session is not None and self._session.polls
+        polls = self._device.lingers or (self._session is not None and self._session.polls)
         if not polls and not self._retries and not self._connections.any_waits:
             return None
         waits = [self._connections.next_deadline()]

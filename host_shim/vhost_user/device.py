@@ -15,6 +15,11 @@ from .virtqueue import MAX_SIZE, Views, Virtqueue
 
 TRANSMIT_BATCH = 64  # packets from the guest before the host's bytes have their turn
 RECEIVE_BATCH = 16  # connections served before the guest's packets have theirs
+# A guest that fills its queue slower than we empty it pays a kick and an interrupt for almost every packet. So once it
+# has sent LINGER_AFTER bytes and heard none, and its queue held less than LINGER_BELOW, it is asked for no kick, and its
+# queue is looked at by the clock until that finds nothing. A faster guest is never kept waiting for its credit.
+LINGER_AFTER = 64 * 1024  # bytes
+LINGER_BELOW = 32 * 1024  # bytes
 MAX_RESETS = 1024  # resets that wait for buffers before we read no more packets; Linux's vhost stops likewise
 
 
@@ -29,16 +34,27 @@ class Device:
         self._outbox: Virtqueue | None = None
         self._resets: deque[Address] = deque()
         self._gathering: Connection | None = None  # whose packets, one after another, become one send
+        self._taken = 0  # bytes that the guest's queue held since it was empty
+        self._streak = 0  # bytes that the guest has sent since it was given any, or its queue was found empty
+        self._heard = 0  # bytes that the guest had been given then
+        self._lingers = False
 
     @property
     def running(self) -> bool:
         """Whether a guest is there."""
         return self._inbox is not None
 
+    @property
+    def lingers(self) -> bool:
+        """Whether the guest sends so much that its queue is to be looked at by the clock: it kicks nobody."""
+        return self._lingers and self.running
+
     def attach(self, receive: Virtqueue, transmit: Virtqueue) -> None:
         """Serve these queues from now on."""
         self._inbox = Inbox(receive, self._guest_cid)
         self._outbox = transmit
+        self._taken = self._streak = self._heard = 0
+        self._lingers = False
 
     def detach(self) -> None:
         """Serve the queues no more, after a last look at what the guest sent: it may have been its last word."""
@@ -87,6 +103,7 @@ class Device:
     def _receive(self, outbox: Virtqueue, batch: int) -> bool:
         wanted = min(batch, MAX_RESETS - len(self._resets))  # a packet costs one reset at most
         if wanted <= 0:
+            self._lingers = False
             return False  # until the guest offers buffers for them
         chains = outbox.take(wanted)
         used: list[int] = []
@@ -97,7 +114,17 @@ class Device:
             used += (head, 0)
         self._pass_on()
         outbox.push(used)
-        return len(chains) == wanted or outbox.arm()
+        return len(chains) == wanted or self._rest(outbox)
+
+    def _rest(self, outbox: Virtqueue) -> bool:
+        """The guest's queue is empty: linger, or ask for a kick; return whether there is more already."""
+        taken, self._taken = self._taken, 0
+        given = self._inbox.given if self._inbox is not None else 0
+        if not taken or given != self._heard:
+            self._streak, self._heard = 0, given
+        self._streak += taken
+        self._lingers = self._streak >= LINGER_AFTER and taken < LINGER_BELOW
+        return not self._lingers and outbox.arm()
 
     def _take(self, views: Views) -> None:
         """Answer one packet. By far the most carry bytes of an open stream: they go the shortest way."""
@@ -117,6 +144,7 @@ class Device:
             connection is not None and connection.state is State.OPEN and op == packet.RW and kind == packet.STREAM
             and src_cid == self._guest_cid and 0 < length <= MAX_PAYLOAD and sum(map(len, payload)) == length
         ):  # fmt: skip
+            self._taken += length
             if connection is not self._gathering:
                 self._pass_on()
                 self._gathering = connection

@@ -30,6 +30,7 @@ class Inbox:
         self._guest_cid = guest_cid
         self._parked: deque[tuple[int, _Place]] = deque()  # with the heads of their chains
         self._known: dict[tuple[int, int], _Place] = {}
+        self.given = 0  # bytes of payload so far
 
     def reserve(self, count: int) -> bool:
         """Park up to `count` buffers; return whether there is at least one. Raises GuestFault."""
@@ -72,6 +73,7 @@ class Inbox:
         if room > limit:
             views, room = split(views, limit)[0], limit
         count, _, flags, _ = source.recvmsg_into(views)
+        self.given += count
         buffers = self._finish(address, count, window, forwarded)
         # A short read has emptied the socket, unless it stopped at descriptors that somebody passed (they are lost).
         return count, buffers, count == room or bool(flags & socket.MSG_CTRUNC)

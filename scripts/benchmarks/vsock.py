@@ -10,6 +10,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,42 +32,57 @@ DIRECTIONS = {"g2h": False, "h2g": True}
 PACKETS, ROUNDS = 200, 40  # of 64 KiB each, for the backend's own cost
 
 
+@dataclass(frozen=True)
+class Load:
+    """One way to move bytes."""
+
+    direction: str
+    size: int  # bytes a write
+    total: int  # bytes in all
+
+
 class Bench:
-    """Both backends, each with a guest of its own that is replaced when it has stalled."""
+    """The backends in turns, each with guests of its own.
+
+    Guests that differ in nothing differ in speed by a tenth, for as long as they live. So there are several of each,
+    one after the other, and what is compared stands next to each other.
+    """
 
     def __init__(self, commands: dict[str, Command], guest: Eif, accel: Accel) -> None:
         self._commands, self._guest, self._accel = commands, guest, accel
         self._rigs: dict[str, Rig] = {}
-        self.stalls: dict[str, str] = {}
+        self.speeds: dict[Load, dict[str, list[float]]] = {}  # MB/s of each backend
+        self.stalls: dict[tuple[str, Load], str] = {}
 
     def close(self) -> None:
-        """Stop everything."""
+        """End the guests and what serves them; the next measurement starts others."""
         for rig in self._rigs.values():
             rig.close()
         self._rigs.clear()
 
-    def run(self, direction: str, size: int, *, total: int, runs: int) -> dict[str, list[float] | None]:
-        """Return the MB/s of each backend in runs that alternate between them; None where it stalls."""
-        speeds: dict[str, list[float]] = {name: [] for name in self._commands}
-        stalled = set()
+    def run(self, load: Load, runs: int) -> None:
+        """Measure each backend in runs that alternate between them; one that stalled is not asked again."""
+        speeds = self.speeds.setdefault(load, {name: [] for name in self._commands})
         for _ in range(runs):
             for name in self._commands:
-                if name in stalled:
+                if (name, load) in self.stalls:
                     continue
                 try:
-                    speeds[name].append(self._measure(name, direction, size, total))
+                    speeds[name].append(self._measure(name, load))
                 except Stalled as stall:
-                    stalled.add(name)
-                    self.stalls[f"{name} {direction} {size}"] = str(stall)
+                    self.stalls[name, load] = str(stall)
                     self._rigs.pop(name).close()
-        return {name: None if name in stalled else values for name, values in speeds.items()}
 
-    def _measure(self, name: str, direction: str, size: int, total: int) -> float:
+    def found(self, load: Load) -> dict[str, list[float] | None]:
+        """Return the MB/s of each backend, run by run; None where it stalls."""
+        return {name: None if (name, load) in self.stalls else one for name, one in self.speeds[load].items()}
+
+    def _measure(self, name: str, load: Load) -> float:
         if name not in self._rigs:
             self._rigs[name] = Rig(self._commands[name], self._guest, self._accel)
-        to_guest = DIRECTIONS[direction]
-        seconds = self._rigs[name].measure(to_guest=to_guest, size=size, total=total, limit=LIMIT)
-        return total / seconds / 1e6
+        to_guest = DIRECTIONS[load.direction]
+        seconds = self._rigs[name].measure(to_guest=to_guest, size=load.size, total=load.total, limit=LIMIT)
+        return load.total / seconds / 1e6
 
 
 def our_command(vhost: Path, base: Path) -> list[str]:
@@ -123,7 +139,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench vsock", description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--image", type=Path, metavar="FILE.eif", help="whose kernel to boot; default: this checkout's")
-    parser.add_argument("--runs", type=int, default=9, help="of each; medians are shown (default 9)")
+    parser.add_argument("--guests", type=int, default=8, help="of each backend, one after the other (default 8)")
+    parser.add_argument("--runs", type=int, default=3, help="of each load in each guest; medians are shown (default 3)")
     parser.add_argument("--mib", type=int, default=24, help="moved in each run (default 24)")
     parser.add_argument("--accel", choices=("kvm", "tcg"), default="tcg")
     args = parser.parse_args()
@@ -133,15 +150,18 @@ def main() -> int:
         image = read_eif(find_image(args.image, Path(folder)).read_bytes())
     guest = make_guest(image, build_guest_program("bench-guest", Path(__file__).parent / "vsock_parts/guest.c"))
     bench = Bench(commands, guest, Accel(args.accel))
-    table: dict[str, dict[str, dict[str, list[float] | None]]] = {direction: {} for direction in DIRECTIONS}
+    loads = [Load(direction, size, args.mib * MIB) for direction in DIRECTIONS for size in SIZES]
     try:
-        for direction in DIRECTIONS:
-            for size in SIZES:
-                speeds = bench.run(direction, size, total=args.mib * MIB, runs=args.runs)
-                table[direction][str(size)] = speeds
-                say(f"{direction} at {size // 1024} KiB a write: {medians(speeds)} MB/s")
+        for number in range(args.guests):
+            say(f"guest {number + 1} of {args.guests} of each backend")
+            for load in loads:
+                bench.run(load, args.runs)
+            bench.close()
     finally:
         bench.close()
+    table: dict[str, dict[str, dict[str, list[float] | None]]] = {direction: {} for direction in DIRECTIONS}
+    for load in loads:
+        table[load.direction][str(load.size)] = bench.found(load)
     ratios: dict[str, Any] = {
         f"{direction}_vs_vhost_device_vsock": {size: compare(speeds) for size, speeds in rows.items()}
         for direction, rows in table.items()
@@ -150,7 +170,8 @@ def main() -> int:
     context = {
         "mb_s": {way: {size: medians(speeds) for size, speeds in rows.items()} for way, rows in table.items()},
         "peer": None if missing else f"{PACKAGE.name} {PACKAGE.version}", "missing": missing,
-        "stalled": bench.stalls, "accel": args.accel, "runs": args.runs, "mib": args.mib,
+        "stalled": {f"{name} {load.direction} {load.size}": why for (name, load), why in bench.stalls.items()},
+        "accel": args.accel, "guests": args.guests, "runs": args.runs, "mib": args.mib,
         "host_cpus": os.cpu_count(), "qemu": find_qemu().banner, "load": [round(one, 1) for one in os.getloadavg()],
     }  # fmt: skip
     if args.json:

@@ -95,6 +95,11 @@ class Guest:
         self.put(HEADER.pack(*header) + payload)
 
     @property
+    def kick_wanted_at(self) -> int:
+        """The transmit index at which the device asked for a kick."""
+        return self.words[(TRANSMIT + USED) // 2 + 2 + 4 * QUEUE]
+
+    @property
     def taken(self) -> int:
         """Packets that the device has handed back."""
         return self.words[(TRANSMIT + USED) // 2 + 1]
@@ -185,6 +190,62 @@ def test_a_run_of_packets_reaches_the_host_in_order_and_in_one_piece(guest: Gues
         assert first.recv(1000) == b"".join(n for at, n in enumerate(numbers) if at % 10 != 9)
         assert first.recv(1000) == b""
         assert second.recv(1000) == b"".join(numbers[9::10])
+
+
+@pytest.fixture
+def stream(guest: Guest, listener: socket.socket) -> Iterator[socket.socket]:
+    guest.send(packet.REQUEST)
+    guest.settle()
+    with listener.accept()[0] as host:
+        host.settimeout(5)
+        yield host
+
+
+def send_slowly(guest: Guest, host: socket.socket, total: int, *, turn: int) -> None:
+    """Let the device find `turn` KiB of one stream in the queue, again and again, and read them."""
+    for _ in range(total // turn):
+        for _ in range(turn):
+            guest.send(packet.RW, payload=bytes(1024))
+        guest.settle()
+        assert len(host.recv(turn * 1024, socket.MSG_WAITALL)) == turn * 1024
+
+
+def test_a_guest_that_sends_much_and_slowly_is_asked_for_no_kick(guest: Guest, stream: socket.socket) -> None:
+    send_slowly(guest, stream, 63, turn=1)
+    assert not guest.device.lingers
+    assert guest.kick_wanted_at == guest.sent
+    send_slowly(guest, stream, 1, turn=1)
+    assert guest.device.lingers
+    assert guest.kick_wanted_at == guest.sent - 1
+    send_slowly(guest, stream, 50, turn=10)
+    assert guest.device.lingers
+    guest.settle()  # by the clock, and nothing is there
+    assert not guest.device.lingers
+    assert guest.kick_wanted_at == guest.sent
+
+
+def test_a_guest_that_fills_its_queue_fast_is_never_kept_waiting(guest: Guest, stream: socket.socket) -> None:
+    send_slowly(guest, stream, 320, turn=32)
+    assert not guest.device.lingers
+
+
+def test_a_guest_in_a_dialogue_is_never_kept_waiting(guest: Guest, stream: socket.socket) -> None:
+    for _ in range(100):
+        send_slowly(guest, stream, 8, turn=4)
+        stream.sendall(b"an answer")
+        for connection in guest.connections._table.values():
+            connection.readable = True
+            guest.connections.wake(connection)
+        guest.settle()
+    send_slowly(guest, stream, 8, turn=8)
+    assert not guest.device.lingers
+
+
+def test_a_guest_that_stops_in_the_midst_of_much_leaves_no_clock_running(guest: Guest, stream: socket.socket) -> None:
+    send_slowly(guest, stream, 80, turn=8)
+    assert guest.device.lingers
+    guest.device.detach()
+    assert not guest.device.lingers
 
 
 def test_packets_are_sent_on_before_their_stream_is_reset(guest: Guest, listener: socket.socket) -> None:
