@@ -15,7 +15,7 @@ from attestation.console import Commands, new_parser
 from .errors import NoSuchIsolate
 from .list_cli import summary_of
 from .record import Record, Stage
-from .run_cli import supervise_here_or_behind
+from .run_cli import add_egress, supervise_here_or_behind
 from .state import Isolates
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def add_adopt(enclave: Commands) -> None:
     )
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--listen", metavar="ENDPOINT", help="for participants (default: where it was reached before)")
+    add_egress(parser)
     parser.add_argument("--detach", action="store_true", help="return when it serves; end it with `enclave stop`")
 
 
@@ -67,6 +68,7 @@ def _supervise(
 ) -> signal.Signals | None:
     from .adopted import AdoptedEnclave
     from .dev_pki import open_root
+    from .egress.rules import parse_rules
     from .listen import parse_endpoint
     from .supervisor import Order, Supervisor
 
@@ -74,6 +76,7 @@ def _supervise(
     order = Order(
         isolates=[isolate], policy=None, image=record.image, listen=parse_endpoint(args.listen or record.endpoint),
         name=record.name, memory_mib=record.memory_mib, cpus=record.cpus, adopted=replace(record, restart="never"),
+        egress=parse_rules(args.egress),
     )  # fmt: skip
     root = open_root(lambda: datetime.now(UTC))
     return Supervisor(order, root, report, lambda told: serving(summary_of(told))).run(Isolates())

@@ -52,7 +52,7 @@ class AdoptedEnclave:
         return cls(record.outside, measured, record.debug, record.port)
 
     def seat(self, base: Path) -> Seat:
-        """Return the parent's ports; they are not opened any more."""
+        """Return the parent's ports, of which only those of the way out are opened any more."""
         return self.host.seat(self.kept.name, self.kept.cid)
 
     def outside(self, base: Path) -> Outside:

@@ -31,6 +31,7 @@ from .listen import Listener
 from .news import FAREWELLS, Asked, Complaint, Ended, EventCode, Heartbeat, News, tell_event
 from .nsm_emulator import BootState, Identity, ModuleCounters, NsmEmulator
 from .parent_ports import ParentPorts
+from .parent_seat import Seat
 from .post_mortem import tell_code, tell_death, tell_halt, tell_silence
 from .record import Record
 from .relay.counters import Counters
@@ -265,7 +266,7 @@ async def start_boot(
         stack.push_async_callback(ports.close)
         if not isolate.adopted:
             await ports.open()
-        egress = await _start_egress(setting, str(base))
+        egress = await _start_egress(setting, isolate.seat(base))
         if egress is not None:
             stack.push_async_callback(egress.stop)
         running = await isolate.start(base, setting.log)
@@ -333,14 +334,19 @@ def _start_relay(setting: Setting, target: str) -> tuple[Child, int]:
     return relay, opener
 
 
-async def _start_egress(setting: Setting, base: str) -> Child | None:
+async def _start_egress(setting: Setting, seat: Seat) -> Child | None:
     """Start the proxy for what the isolate may reach; its decisions go to the supervisor's log."""
     if not setting.egress:
         return None
     for rule in setting.egress:
         setting.report.note(f"the isolate may reach {rule.host}:{rule.target}, by its parent's port {rule.port}")
-    command = python_command("host_shim.egress", "--base", base, *map(str, setting.egress))
-    return await start_ready(command, name="egress proxy", log=setting.log)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(seat.open(rule.port)).fileno() for rule in setting.egress]
+        words = [f"--listen-fd={descriptor}" for descriptor in sockets]
+        if seat.peer is not None:
+            words.append(f"--peer={seat.peer}")
+        command = python_command("host_shim.egress", *words, *map(str, setting.egress))
+        return await start_ready(command, name="egress proxy", log=setting.log, pass_fds=sockets)
 
 
 async def _tell_end(child: Process, news: asyncio.Queue[News]) -> None:

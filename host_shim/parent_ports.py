@@ -22,7 +22,7 @@ from enclave_image.runtime.wire import (
 
 from .news import EventCode, FromGuest, Heartbeat
 from .nsm_emulator import NsmEmulator
-from .parent_seat import Seat, Serve, UnixSeat
+from .parent_seat import Seat, Serve, UnixSeat, serve_at
 
 DEADLINE = 20.0  # seconds for one exchange on the heartbeat and policy ports
 CONNECTIONS = 8  # at once on one port
@@ -59,8 +59,9 @@ class ParentPorts:
     async def open(self) -> None:
         """Listen on all that this boot needs."""
         for port, serve, once in self._wanted():
-            self._servers.append(await self._seat.listen(port, self._guard(port, serve, once=once)))
+            listener = self._seat.open(port)
             self._ports.append(port)
+            self._servers.append(await serve_at(listener, self._seat.peer, self._guard(port, serve, once=once)))
 
     def _wanted(self) -> list[tuple[int, Serve, bool]]:
         """Return each port that is served, with how, and whether once in a boot."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from .errors import CannotListen
 
-BACKLOG = 16
+BACKLOG = 64
 VMADDR_CID_ANY = 0xFFFFFFFF
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -25,24 +25,38 @@ class Seat(Protocol):
     def shared(self) -> bool:
         """Whether all isolates of this host want the same ports."""
 
-    async def listen(self, port: int, serve: Serve) -> asyncio.Server:
-        """Listen on one of the parent's ports for this isolate alone; raise CannotListen."""
+    @property
+    def peer(self) -> int | None:
+        """The CID whose connections alone are served; None where nobody else can connect."""
+
+    def open(self, port: int) -> socket.socket:
+        """Return a socket that listens on one of the parent's ports; raise CannotListen."""
 
     def clear(self, port: int) -> None:
         """Remove what listening left."""
 
 
 class UnixSeat:
-    """Unix sockets; who may connect is who may enter their directory."""
+    """Unix sockets BASE_PORT; who may connect is who may enter their directory."""
 
     shared = False
+    peer = None
 
     def __init__(self, base: str | Path) -> None:
         self._base = str(base)
 
-    async def listen(self, port: int, serve: Serve) -> asyncio.Server:
+    def open(self, port: int) -> socket.socket:
         """Listen on BASE_PORT."""
-        return await asyncio.start_unix_server(serve, path=f"{self._base}_{port}", backlog=BACKLOG)
+        path = f"{self._base}_{port}"
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.clear(port)  # of a process of ours that was killed; the directory is ours alone
+            sock.bind(path)
+            sock.listen(BACKLOG)
+        except OSError as error:
+            sock.close()
+            raise CannotListen(f"cannot listen on {path}: {error.strerror or error}") from error
+        return sock
 
     def clear(self, port: int) -> None:
         """Remove the socket."""
@@ -55,39 +69,42 @@ class VsockSeat:
     shared = True
 
     def __init__(self, cid: int) -> None:
-        self._cid = cid
+        self.peer: int | None = cid
 
-    async def listen(self, port: int, serve: Serve) -> asyncio.Server:
-        """Listen on the port for connections from this CID."""
-
-        async def from_ours(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            peer = writer.get_extra_info("peername")
-            if peer is None or peer[0] != self._cid:
-                writer.close()
-                return
-            await serve(reader, writer)
-
-        return await asyncio.start_server(from_ours, sock=_open_vsock(port), backlog=BACKLOG)
+    def open(self, port: int) -> socket.socket:
+        """Listen on the port, for whoever connects: `serve_at` asks who that is."""
+        family = getattr(socket, "AF_VSOCK", None)
+        if family is None:
+            raise CannotListen(f"cannot listen on vsock port {port}: this system has no vsock")
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock.bind((VMADDR_CID_ANY, port))
+                sock.listen(BACKLOG)
+            except OSError:
+                sock.close()
+                raise
+        except OSError as error:
+            hint = {
+                errno.EADDRINUSE: "another enclave starts just now or holds the port, or a service of this host does",
+                errno.EAFNOSUPPORT: "sudo modprobe vsock",
+            }.get(error.errno or 0)
+            raise CannotListen(f"cannot listen on vsock port {port}: {error.strerror}", hint=hint) from error
+        return sock
 
     def clear(self, port: int) -> None:
         """Leave nothing to do: the port goes with its socket."""
 
 
-def _open_vsock(port: int) -> socket.socket:
-    family = getattr(socket, "AF_VSOCK", None)
-    if family is None:
-        raise CannotListen(f"cannot listen on vsock port {port}: this system has no vsock")
-    try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.bind((VMADDR_CID_ANY, port))
-        except OSError:
-            sock.close()
-            raise
-    except OSError as error:
-        hint = {
-            errno.EADDRINUSE: "another enclave starts just now, or a service of this host has the port: try again",
-            errno.EAFNOSUPPORT: "sudo modprobe vsock",
-        }.get(error.errno or 0)
-        raise CannotListen(f"cannot listen on vsock port {port}: {error.strerror}", hint=hint) from error
-    return sock
+async def serve_at(listener: socket.socket, peer: int | None, serve: Serve) -> asyncio.Server:
+    """Serve a seat's socket, for its peer alone."""
+
+    async def from_peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if peer is not None:
+            name = writer.get_extra_info("peername")  # of vsock: the CID, the port
+            if not name or name[0] != peer:
+                writer.close()
+                return
+        await serve(reader, writer)
+
+    return await asyncio.start_server(from_peer, sock=listener)

@@ -63,10 +63,7 @@ def add_run(enclave: Commands) -> None:
         help="evidence in the form that AWS wrote until April 2025 (definite-length map; qemu and process only)",
     )  # fmt: skip
     parser.add_argument("--role", metavar="ARN", help="the parent's IAM role, for PCR3 (not on Nitro: it is its own)")
-    parser.add_argument(
-        "--egress", metavar="PORT=HOST:PORT", action="append", default=[],
-        help="what the isolate may reach, by that port of its parent (repeat it; default: nothing)",
-    )  # fmt: skip
+    add_egress(parser)
     parser.add_argument("--instance-id", metavar="ID", help="the parent's instance, for PCR4 (not on Nitro)")
     parser.add_argument("--qemu", metavar="PATH", type=Path, help="the QEMU to use (default: found by name)")
     parser.add_argument("--nitro-cli", metavar="PATH", type=Path, help="the nitro-cli to use (default: found by name)")
@@ -75,6 +72,14 @@ def add_run(enclave: Commands) -> None:
         "--boot-limit", metavar="SECONDS", type=float, default=120.0, help="until it must serve (default 120)"
     )
     add_limits(parser, drain=0.0)
+
+
+def add_egress(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets an isolate out."""
+    parser.add_argument(
+        "--egress", metavar="PORT=HOST:PORT", action="append", default=[],
+        help="what the isolate may reach, by that port of its parent (repeat it; default: nothing)",
+    )  # fmt: skip
 
 
 def run_isolate(args: argparse.Namespace) -> int:
@@ -154,8 +159,6 @@ def _supervise(args: argparse.Namespace, report: Report, serving: Tell) -> signa
     _demand_agreement(args)
     listen = parse_endpoint(args.listen)
     egress = parse_rules(args.egress)
-    if egress and args.isolate == "nitro":
-        raise UsageError("--egress works beside our own vsock backend only", hint="on Nitro: AWS's vsock-proxy")
     if args.name is not None:
         Isolates().directory(args.name)
     policy = None if args.no_policy else read_policy(args.policy)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The supervisor's egress proxy: a process of its own, on Unix sockets BASE_PORT that it makes itself."""
+"""The supervisor's egress proxy: a process of its own, on sockets that the supervisor listens on and hands over."""
 
 from __future__ import annotations
 
@@ -11,40 +11,33 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from .proxy import EgressProxy
 from .rules import Rule, parse_rules
 
-BACKLOG = 64
 READY = "ready"  # isolate.READY
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; what is logged goes to stderr."""
     parser = argparse.ArgumentParser(prog="host_shim.egress", allow_abbrev=False)
-    parser.add_argument("--base", required=True, help="prefix of the sockets")
+    parser.add_argument("--listen-fd", type=int, action="append", required=True, help="of each rule, in their order")
+    parser.add_argument("--peer", type=int, help="the CID whose connections alone are served")
     parser.add_argument("rules", nargs="+")
     args = parser.parse_args(argv)
-    listeners = {rule: _listen(Path(f"{args.base}_{rule.port}")) for rule in parse_rules(args.rules)}
+    sockets = [socket.socket(fileno=descriptor) for descriptor in args.listen_fd]
+    listeners = dict(zip(parse_rules(args.rules), sockets, strict=True))
     print(READY, flush=True)
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(_serve(listeners))
+        asyncio.run(_serve(listeners, args.peer))
     return 0
 
 
-async def _serve(listeners: dict[Rule, socket.socket]) -> None:
+async def _serve(listeners: dict[Rule, socket.socket], peer: int | None) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await EgressProxy(listeners, log_line).run()
-
-
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    listener.listen(BACKLOG)
-    return listener
+    await EgressProxy(listeners, log_line, peer=peer).run()
 
 
 def log_line(text: str) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from attestation.errors import escape
 
+from ..parent_seat import serve_at
 from .rules import Address, Rule
 
 RESOLVE = 5.0  # seconds for a name
@@ -46,13 +47,17 @@ async def resolve(rule: Rule) -> list[Address]:
 
 
 class EgressProxy:
-    """Serves listening sockets, each with its rule. `tell` takes lines of printable ASCII."""
+    """Serves listening sockets, each with its rule; on vsock for the CID `peer` alone.
+
+    `tell` takes lines of printable ASCII.
+    """
 
     def __init__(
-        self, listeners: Mapping[Rule, socket.socket], tell: Callable[[str], None], *, resolve: Resolve = resolve,
-        idle: float = IDLE, connections: int = CONNECTIONS,
+        self, listeners: Mapping[Rule, socket.socket], tell: Callable[[str], None], *, peer: int | None = None,
+        resolve: Resolve = resolve, idle: float = IDLE, connections: int = CONNECTIONS,
     ) -> None:  # fmt: skip
         self._listeners = listeners
+        self._peer = peer
         self._tell = tell
         self._resolve = resolve
         self._idle = idle
@@ -63,7 +68,7 @@ class EgressProxy:
         """Serve until cancelled."""
         async with contextlib.AsyncExitStack() as stack:
             for rule, listener in self._listeners.items():
-                server = await asyncio.start_unix_server(self._accept(rule), sock=listener)
+                server = await serve_at(listener, self._peer, self._accept(rule))
                 await stack.enter_async_context(server)
             await asyncio.Event().wait()
 

@@ -16,8 +16,8 @@ from .virtqueue import MAX_SIZE, Views, Virtqueue
 TRANSMIT_BATCH = 64  # packets from the guest before the host's bytes have their turn
 RECEIVE_BATCH = 16  # connections served before the guest's packets have theirs
 # A guest that fills its queue slower than we empty it pays a kick and an interrupt for almost every packet. So once it
-# has sent LINGER_AFTER bytes and heard none, and its queue held less than LINGER_BELOW, it is asked for no kick, and its
-# queue is looked at by the clock until that finds nothing. A faster guest is never kept waiting for its credit.
+# has sent LINGER_AFTER bytes and heard none, and its queue held less than LINGER_BELOW, it is asked for no kick, and
+# its queue is looked at by the clock until that finds nothing. A faster guest is never kept waiting for its credit.
 LINGER_AFTER = 64 * 1024  # bytes
 LINGER_BELOW = 32 * 1024  # bytes
 MAX_RESETS = 1024  # resets that wait for buffers before we read no more packets; Linux's vhost stops likewise

@@ -22,6 +22,7 @@ from host_shim.children import python_command
 from host_shim.egress.proxy import EgressProxy
 from host_shim.egress.rules import Address, Rule, parse_rule, parse_rules
 from host_shim.errors import MalformedEgress
+from host_shim.parent_seat import UnixSeat
 
 LIMIT = 30.0  # seconds for anything here
 
@@ -279,11 +280,27 @@ def test_a_rule_has_only_so_many_connections(tmp_path: Path) -> None:
     asyncio.run(body())
 
 
+def test_a_connection_of_another_peer_is_dropped_unread(tmp_path: Path) -> None:
+    """As on vsock, where every enclave of a host can dial the port; a Unix socket names no CID."""
+    world = World(tmp_path)
+
+    async def body() -> None:
+        async with place(silent) as port, world.proxy(parse_rule(f"8000=127.0.0.1:{port}"), peer=7):
+            await world.dial_in_vain()
+
+    asyncio.run(body())
+    assert world.told == []
+
+
 def test_the_program_serves_its_rules_and_ends_when_told(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        command = python_command("host_shim.egress", "--base", str(tmp_path / "v"), f"8000=127.0.0.1:{port}")
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with UnixSeat(tmp_path / "v").open(8000) as listener:
+            given = listener.fileno()
+            command = python_command("host_shim.egress", f"--listen-fd={given}", f"8000=127.0.0.1:{port}")
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=[given]
+            )
         with process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
@@ -303,7 +320,7 @@ def test_the_program_serves_its_rules_and_ends_when_told(tmp_path: Path) -> None
 
 def test_the_program_refuses_a_malformed_rule(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "host_shim.egress", "--base", str(tmp_path / "v"), "nonsense"],
+        [sys.executable, "-m", "host_shim.egress", "--listen-fd=0", "nonsense"], stdin=subprocess.DEVNULL,
         capture_output=True, text=True, timeout=LIMIT, check=False,
     )  # fmt: skip
     assert done.returncode != 0

@@ -46,6 +46,7 @@ from attestation.errors import VeracruzError
 from attestation.measurements import Measurements
 from host_shim.adopted import AdoptedEnclave
 from host_shim.dev_pki import open_root
+from host_shim.egress.rules import parse_rules
 from host_shim.listen import parse_endpoint
 from host_shim.nitro import Launcher, NitroIsolate
 from host_shim.report import Report
@@ -54,19 +55,21 @@ from host_shim.supervisor import Order, Supervisor
 from tests.host_shim.nitro_host import UnixNitroHost
 
 state, enclaves, tool, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
-host = UnixNitroHost(enclaves)
+host, egress = UnixNitroHost(enclaves), parse_rules(options["egress"])
 measured = Measurements(*(bytes([index + 1]) * 48 for index in range(3)))
 if options["adopt"]:
     record = Isolates(state).find("one")
     isolate = replace(AdoptedEnclave.of(record), host=host)
-    order = Order([isolate], None, None, parse_endpoint("127.0.0.1:0"), name="one", adopted=record)
+    order = Order([isolate], None, None, parse_endpoint("127.0.0.1:0"), name="one", adopted=record, egress=egress)
 else:
     isolate = NitroIsolate(
         Launcher(tool), Path(options["image"]), measured, None, options["memory"], 2, debug_mode=options["debug"],
         host=host, port=5000 if options["policy"] else 7777,
     )
     policy, listen = options["policy"] and b"{}", parse_endpoint("127.0.0.1:0")
-    order = Order([isolate], policy, options["image"], listen, name="one", boot_limit=options["limit"])
+    order = Order(
+        [isolate], policy, options["image"], listen, name="one", boot_limit=options["limit"], egress=egress
+    )
 root = open_root(lambda: datetime.now(UTC), state)
 try:
     asked = Supervisor(order, root, Report(say), lambda r: print(r.endpoint, flush=True)).run(Isolates(state))
@@ -103,11 +106,18 @@ class Nitro:
 
     @contextmanager
     def run(
-        self, *, memory: int = 64, debug: bool = False, adopt: bool = False, limit: float = 30, policy: bool = True
+        self,
+        *,
+        memory: int = 64,
+        debug: bool = False,
+        adopt: bool = False,
+        limit: float = 30,
+        policy: bool = True,
+        egress: tuple[str, ...] = (),
     ) -> Iterator[subprocess.Popen[str]]:
         options = {
             "memory": memory, "debug": debug, "adopt": adopt, "image": str(self.image), "limit": limit,
-            "policy": policy or None,
+            "policy": policy or None, "egress": egress,
         }  # fmt: skip
         with subprocess.Popen(
             [sys.executable, "-c", RUN, str(self.home), str(self.enclaves), str(self.tool), json.dumps(options)],
@@ -179,6 +189,37 @@ def test_an_enclave_of_anothers_making_serves_once_nitro_cli_had_its_heartbeat(n
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 40 + signal.SIGTERM, said
+
+
+def test_what_it_may_reach_is_served_before_and_after_it_was_adopted(nitro: Nitro) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        place.settimeout(10)
+        rule = f"8000=127.0.0.1:{place.getsockname()[1]}"
+
+        def reach() -> None:
+            enclave = nitro.isolates.find("one").outside
+            assert enclave is not None
+            with socket.socket(socket.AF_UNIX) as inside:
+                inside.connect(str(nitro.enclaves / enclave.name / "v_8000"))
+                outside, _ = place.accept()
+                with outside:
+                    inside.sendall(b"out")
+                    assert outside.recv(3, socket.MSG_WAITALL) == b"out"
+
+        with nitro.run(egress=(rule,)) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            reach()
+            process.kill()
+            process.wait(30)
+        with nitro.run(adopt=True, egress=(rule,)) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            reach()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 40 + signal.SIGTERM
+    log = (nitro.isolates.directory("one") / "supervisor.log").read_text()
+    assert f"egress {rule}: allowed: 127.0.0.1" in log
 
 
 def test_what_it_does_by_itself_is_told(nitro: Nitro) -> None:
