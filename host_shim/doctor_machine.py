@@ -18,6 +18,7 @@ from .accel import Accel, kvm_opens
 from .accel_probe import try_accelerator
 from .doctor import Finding, Level, ok
 from .qemu import Qemu, find_qemu
+from .qemu_nitro import find_qemu_nitro
 
 HELP_LIMIT = 256 * 1024  # bytes of a QEMU's help that are looked at
 HELP_TIME = 20.0  # seconds
@@ -32,22 +33,25 @@ def examine_qemu() -> Iterator[Finding]:
         return
     yield ok("qemu", f"{qemu.banner} at {qemu.path}")
     install = "install the distribution's whole QEMU for x86-64: apt-get install qemu-system-x86"
-    machines = _help(qemu, "-M")
-    if "microvm" not in machines:
+    if "microvm" not in _help(qemu, "-M"):
         yield Finding("microvm", Level.PROBLEM, "this QEMU has no machine `microvm`", install)
         return
     if "vhost-user-vsock-device" not in _help(qemu, "-device"):
         yield Finding("vsock device", Level.PROBLEM, "this QEMU has no `vhost-user-vsock-device`", install)
-    if "nitro-enclave" in machines:
-        yield ok("nitro-enclave", "this QEMU has the machine")
-    else:
-        mend = "only `--isolate qemu-nitro` needs it: scripts/build_qemu"
-        yield Finding("nitro-enclave", Level.NOTE, "this QEMU has no such machine", mend)
+    yield _examine_nitro_machine()
     if (wrong := try_accelerator(qemu, Accel.TCG)) is not None:
         yield Finding("tcg", Level.PROBLEM, f"a guest does not run: {wrong}", install)
     else:
         yield ok("tcg", "a guest runs")
     yield _examine_kvm(qemu)
+
+
+def _examine_nitro_machine() -> Finding:
+    try:
+        found = find_qemu_nitro()
+    except VeracruzError as error:
+        return Finding("nitro-enclave", Level.NOTE, str(error), f"only `--isolate qemu-nitro` needs it: {error.hint}")
+    return ok("nitro-enclave", f"{found.banner} at {found.path}")
 
 
 def _examine_kvm(qemu: Qemu) -> Finding:

@@ -39,11 +39,12 @@ def find(findings: Iterator[Finding], what: str) -> Finding:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("VERACRUZ_QEMU_NITRO", raising=False)
     return tmp_path
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Qemu]:
+def fake(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Qemu]:
     """Put a QEMU of a few words on the PATH."""
 
     def make(machines: str = MACHINES, devices: str = DEVICES, guest: str = WORD.decode(), after: str = "") -> Qemu:
@@ -128,6 +129,17 @@ def test_a_qemu_without_nitro_enclave_is_a_note(fake: Callable[..., Qemu]) -> No
     fake()
     finding = find(doctor_machine.examine_qemu(), "nitro-enclave")
     assert (finding.level, "scripts/build_qemu" in str(finding.mend)) == (Level.NOTE, True)
+
+
+def test_the_qemu_that_was_built_for_nitro_enclave_is_found_beside_the_systems(
+    fake: Callable[..., Qemu], home: Path
+) -> None:
+    built = home / "cache/veracruz/qemu-nitro/bin"
+    built.mkdir(parents=True)
+    fake(machines=MACHINES + "nitro-enclave  AWS Nitro Enclave\n").path.rename(built / "qemu-system-x86_64")
+    fake()
+    finding = find(doctor_machine.examine_qemu(), "nitro-enclave")
+    assert (finding.level, str(built) in finding.found) == (Level.OK, True)
 
 
 def test_tcg_that_runs_no_guest_is_a_problem_and_kvm_a_note(
