@@ -22,7 +22,8 @@ from typing import IO, Any, Self, TextIO
 
 WIDTH = 100  # columns of a step's line, and of a command before it is folded
 QUIET = 1.0  # seconds before a step shows that it is still under way
-PLAIN_PAUSE = 15.0  # seconds between such lines where the output is no terminal
+PLAIN_PAUSE = 15.0  # seconds before the first such line where the output is no terminal; each next pause is doubled
+LONGEST_PLAIN_PAUSE = 60.0  # seconds
 STOPPING = 20.0  # seconds that a command has to end after it was told to
 MAX_OUTPUT = 4 * 1024 * 1024  # bytes kept of a command's standard output
 
@@ -157,10 +158,9 @@ class Stage:
                 self.say(self._paint("\n".join(" " * 18 + line for line in command.split("\n")), "2"))
 
     def _tick(self, step: Step, over: threading.Event) -> None:
-        pause = 0.25 if self._live else PLAIN_PAUSE
         wait = QUIET if self._live else PLAIN_PAUSE
         while not over.wait(wait):
-            wait = pause
+            wait = 0.25 if self._live else min(2 * wait, LONGEST_PLAIN_PAUSE)
             line = f"  ...    {time.monotonic() - step.started:5.0f} s  {step.title}"
             line += f" ({step.news})" if step.news else ""
             if self._live:
