@@ -32,6 +32,8 @@ from host_shim.cli import main
 
 from ..enclave_image.eif_specimens import make_arm_kernel, make_kernel
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[2]
 IMAGE = {f"PCR{index}": f"{index + 1:02x}" * 48 for index in range(3)}
 
