@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attestation.console import Commands, emit, new_parser
-from attestation.errors import EXIT_OK, EXIT_REFUSED, escape
+from attestation.errors import EXIT_OK, EXIT_REFUSED, UsageError, escape
 from attestation.files import demand_target, hash_limited, naming, write_whole
 
 from .cache import using_cache
@@ -43,8 +43,11 @@ def add_reproduce(group: Commands) -> None:
 def reproduce_verb(args: argparse.Namespace) -> int:
     """Rebuild from our own checkout and lock; compare section by section; 0 if all that is measured is the same."""
     theirs = load_eif(args.image)
+    given = hash_limited(args.image, limit=MAX_EIF, what="image")  # before anything is written
     if args.out is not None:
         demand_target(args.out)
+        if args.out.exists() and args.out.samefile(args.image):
+            raise UsageError(f"--out {args.out} would replace the image that is judged", hint="name another file")
     config, lock = load_sources(args)
     kernel = read_kernel(args)
     with using_cache():
@@ -57,7 +60,7 @@ def reproduce_verb(args: argparse.Namespace) -> int:
         compared = compare_images(theirs, ours, inventory)
     if args.out is not None:
         write_whole(args.out, made.image)
-    whole = hash_limited(args.image, limit=MAX_EIF, what="image") == hashlib.sha256(made.image).digest()
+    whole = given == hashlib.sha256(made.image).digest()
     checkout, hashes = read_checkout(), hash_sources(args.config, find_lock(args))
     data = {
         "reproduced": compared.reproduced,

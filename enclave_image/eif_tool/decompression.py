@@ -12,6 +12,7 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from enum import StrEnum
+from functools import cache
 from typing import Any, Protocol
 
 from attestation.errors import EnvironmentLacks
@@ -94,6 +95,7 @@ class _Gunzip:
         return out
 
 
+@cache
 def _zstd() -> Any:
     try:
         from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # Python 3.14

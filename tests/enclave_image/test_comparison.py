@@ -7,6 +7,7 @@ import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,9 @@ from enclave_image.errors import MalformedRamdisk
 from enclave_image.initramfs import File, Link, Node, Tree, write_cpio
 from enclave_image.inventory import Component, Inventory, Kind, dump_inventory, record
 from enclave_image.reproduce_cli import verdict
+from host_shim.cli import main
+
+from .eif_specimens import GOOD
 
 BOOT: Tree = {
     "init": File(b"static", executable=True),
@@ -215,3 +219,12 @@ def test_the_bill_of_materials_is_the_same_for_the_same_image() -> None:
     assert ssl["hashes"] == [{"alg": "SHA-256", "content": "a" * 64}]
     assert ssl["licenses"] == [{"license": {"id": "Apache-2.0"}}]
     assert [row["name"] for row in ssl["components"]] == ["/usr/lib/libssl.so.3"]
+
+
+@pytest.mark.parametrize("name", ["theirs.eif", "link.eif"])
+def test_the_image_that_is_judged_is_never_written_over(name: str, tmp_path: Path) -> None:
+    image = tmp_path / "theirs.eif"
+    image.write_bytes(GOOD)
+    (tmp_path / "link.eif").symlink_to(image)
+    assert main(["image", "reproduce", str(image), "--out", str(tmp_path / name), "--offline"]) == 2
+    assert image.read_bytes() == GOOD

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from attestation.errors import EnvironmentLacks
 from enclave_image.eif import SectionType
+from enclave_image.eif_tool import decompression
 from enclave_image.eif_tool.cpio_reader import Budget, read_ramdisk
 from enclave_image.eif_tool.decompression import Feed, Packing, find_packing
 from enclave_image.eif_tool.layout import BytesSource, Part
@@ -152,6 +153,13 @@ def test_entries_archives_and_names_are_limited() -> None:
         read(member("a" * 4000) * 3 + END, Budget(names=10_000))
 
 
+@pytest.mark.parametrize("nothing", [zstd.compress(b""), gzip.compress(b""), bz2.compress(b""), lzma.compress(b"")])
+def test_compressed_members_with_nothing_in_them_are_limited(nothing: bytes) -> None:
+    read(nothing * 10, Budget(entries=10))
+    with pytest.raises(MalformedRamdisk, match="too much"):
+        read(nothing * 11, Budget(entries=10))
+
+
 def test_many_tiny_archives_take_time_in_proportion() -> None:
     """No archive copies what follows it: that would be 5 GB here."""
     count = 4_000
@@ -217,6 +225,7 @@ def test_what_is_not_asked_for_is_skipped() -> None:
 
 
 def test_without_a_module_for_zstd_the_error_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    decompression._zstd.cache_clear()
     for name in ("compression", "backports.zstd"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delattr("backports.zstd")
