@@ -130,9 +130,18 @@ class Expectations:
 
     terms: tuple[Term, ...]
 
+    def __post_init__(self) -> None:
+        """Refuse what is neither a demand nor a permission: passed over, it would be a check that nobody makes."""
+        for term in self.terms:
+            if not isinstance(term, (Demand, Permission, ProfileIs)):
+                raise MalformedInput(
+                    "expectations: not a term", expected="a demand or a permission, such as NonceIs(nonce)",
+                    actual=f"{term!r:.80}", hint="two Expectations are combined by &, a class is called with its value",
+                )  # fmt: skip
+
     @classmethod
     def of(cls, *terms: Term) -> Expectations:
-        """Return the conjunction of these terms."""
+        """Return the conjunction of these terms; raise MalformedInput for what is none."""
         return cls(terms)
 
     @classmethod

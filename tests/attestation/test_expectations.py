@@ -46,6 +46,7 @@ from attestation.expectations import (
     RegisterIs,
     RootIs,
     SignerIs,
+    Term,
     UnsafeAcceptAnyImage,
     UnsafeAcceptDebug,
     UnsafeAcceptUnsigned,
@@ -305,3 +306,19 @@ def test_what_is_unsafe_says_so_in_its_name() -> None:
     for permission in (UnsafeAcceptAnyImage, UnsafeAcceptDebug, UnsafeAcceptUnsigned):
         assert permission.__name__.startswith("Unsafe")
         assert not issubclass(permission, Demand)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [NonceIs, Expectations.of(NonceIs(NONCE)), [NonceIs(NONCE)], (NonceIs(NONCE),), None, NONCE, Term()],
+    ids=["a class", "nested", "a list", "a tuple", "nothing", "a value", "a bare term"],
+)
+def test_what_is_no_term_is_refused_and_never_passed_over(wrong: Any) -> None:
+    """A demand that were dropped in silence would be a check that nobody makes."""
+    with pytest.raises(MalformedInput, match="not a term"):
+        Expectations.of(UnsafeAcceptAnyImage(), wrong)
+    with pytest.raises(MalformedInput, match="not a term"):
+        Expectations((UnsafeAcceptAnyImage(), wrong))
+    if not isinstance(wrong, Expectations):
+        with pytest.raises(MalformedInput, match="not a term"):
+            Expectations.of(UnsafeAcceptAnyImage()) & wrong
