@@ -55,8 +55,11 @@ int main(int argc, char **argv)
 	char buffer[4096];
 
 	tell(argc, argv);
-	if (fork() == 0 && fork() == 0)
-		_exit(3); // an orphan, for /init to collect
+	if (fork() == 0) {
+		if (fork() == 0)
+			_exit(3); // an orphan, for /init to collect
+		_exit(0); // and our own child, which must not go on to serve in our place
+	}
 	if (listener < 0 || bind(listener, (struct sockaddr *)&here, sizeof here) || listen(listener, 8))
 		return 1;
 	printf("serving\n");
