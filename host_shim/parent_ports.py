@@ -61,7 +61,12 @@ class ParentPorts:
         for port, serve, once in self._wanted():
             listener = self._seat.open(port)
             self._ports.append(port)
-            self._servers.append(await serve_at(listener, self._seat.peer, self._guard(port, serve, once=once)))
+            try:
+                server = await serve_at(listener, self._seat.peer, self._guard(port, serve, once=once))
+            except BaseException:  # cancelled, say: nobody would close it
+                listener.close()
+                raise
+            self._servers.append(server)
 
     def _wanted(self) -> list[tuple[int, Serve, bool]]:
         """Return each port that is served, with how, and whether once in a boot."""

@@ -107,4 +107,5 @@ async def serve_at(listener: socket.socket, peer: int | None, serve: Serve) -> a
                 return
         await serve(reader, writer)
 
-    return await asyncio.start_server(from_peer, sock=listener)
+    # start_server listens anew, with a backlog of its own.
+    return await asyncio.start_server(from_peer, sock=listener, backlog=BACKLOG)

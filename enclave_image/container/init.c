@@ -36,11 +36,11 @@ static char *read_file(const char *path, size_t *size)
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0 || text == NULL)
-		halt("a file of the image is missing: /cmd, /env, /user or /workdir");
+		HALT("a file of the image is missing: /cmd, /env, /user or /workdir");
 	while (length < MAX_FILE && (count = read(fd, text + length, MAX_FILE - length)) > 0)
 		length += (size_t)count;
 	if (count < 0 || length == MAX_FILE)
-		halt("a file of the image cannot be read, or is too long");
+		HALT("a file of the image cannot be read, or is too long");
 	close(fd);
 	text[length] = '\0';
 	*size = length;
@@ -57,12 +57,12 @@ static char **read_lines(const char *path)
 		count += text[index] == '\n';
 	lines = calloc(count + 1, sizeof(*lines));
 	if (lines == NULL)
-		halt("no memory");
+		HALT("no memory");
 	for (size_t index = 0; index < count; index++) {
 		char *end = strchr(at, '\n');
 
 		if (end == NULL)
-			halt("a NUL in /cmd or /env");
+			HALT("a NUL in /cmd or /env");
 		*end = '\0';
 		lines[index] = at;
 		at = end + 1;
@@ -76,9 +76,9 @@ static void check_command_line(void)
 
 	mkdir("/proc", 0555);
 	if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
-		halt("no /proc");
+		HALT("no /proc");
 	if (!holds_command_line(read_file("/proc/cmdline", &size)))
-		halt("the command line is not the one measured");
+		HALT("the command line is not the one measured");
 	umount("/proc");
 }
 
@@ -86,14 +86,14 @@ static void enter_root(void)
 {
 	if (mount("/rootfs", "/rootfs", NULL, MS_BIND, NULL) != 0 || chdir("/rootfs") != 0 ||
 	    mount(".", "/", NULL, MS_MOVE, NULL) != 0 || chroot(".") != 0 || chdir("/") != 0)
-		halt("/rootfs does not become the root");
+		HALT("/rootfs does not become the root");
 }
 
 static void mount_or_halt(const char *type, const char *where, unsigned long flags, const char *options)
 {
 	mkdir(where, 0755);
 	if (mount(type, where, type, flags, options) != 0)
-		halt("a file system does not mount");
+		HALT("a file system does not mount");
 }
 
 static void make_file_systems(void)
@@ -110,7 +110,7 @@ static void make_file_systems(void)
 	mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "ptmxmode=0666"); // where the kernel has it
 	if (symlink("/proc/self/fd", "/dev/fd") != 0 || symlink("/proc/self/fd/0", "/dev/stdin") != 0 ||
 	    symlink("/proc/self/fd/1", "/dev/stdout") != 0 || symlink("/proc/self/fd/2", "/dev/stderr") != 0)
-		halt("no links in /dev");
+		HALT("no links in /dev");
 }
 
 // 127.0.0.1 is the kernel's own doing once the interface is up.
@@ -140,19 +140,19 @@ static void become(char *user)
 
 		numbers[count++] = strtoul(start, &end, 10);
 		if (end == start)
-			halt("/user is no list of numbers");
+			HALT("/user is no list of numbers");
 	}
 	if (count < 2 || *end != '\n')
-		halt("/user is no list of numbers");
+		HALT("/user is no list of numbers");
 	for (size_t index = 2; index < count; index++)
 		groups[index - 2] = (gid_t)numbers[index];
 	// The command's own device and console; where there is no NSM there is none to give.
 	if (chown("/dev/nsm", (uid_t)numbers[0], (gid_t)numbers[1]) != 0 && errno != ENOENT)
-		halt("/dev/nsm has no owner");
+		HALT("/dev/nsm has no owner");
 	if (fchown(STDOUT_FILENO, (uid_t)numbers[0], (gid_t)numbers[1]) != 0)
-		halt("the console has no owner");
+		HALT("the console has no owner");
 	if (setgroups(count - 2, groups) != 0 || setgid((gid_t)numbers[1]) != 0 || setuid((uid_t)numbers[0]) != 0)
-		halt("the user cannot be taken");
+		HALT("the user cannot be taken");
 }
 
 static void run_command(char **command, char **environment, char *user, char *workdir)
@@ -190,7 +190,7 @@ int main(void)
 	user = read_file("/user", &size);
 	workdir = read_lines("/workdir")[0];
 	if (command[0] == NULL || workdir == NULL)
-		halt("an empty /cmd or /workdir");
+		HALT("an empty /cmd or /workdir");
 	greet();
 	enter_root();
 	make_file_systems();
@@ -200,7 +200,7 @@ int main(void)
 	if (child == 0)
 		run_command(command, environment, user, workdir);
 	if (child < 0)
-		halt("no process for the command");
+		HALT("no process for the command");
 	do {
 		ended = wait(&status);
 	} while (ended != child && !(ended < 0 && errno == ECHILD));

@@ -7,9 +7,7 @@
 #ifndef FIRST_PROCESS_H
 #define FIRST_PROCESS_H
 
-#include <asm/ioctls.h>
 #include <fcntl.h>
-#include <linux/serial.h>
 #include <linux/vm_sockets.h>
 #include <stdbool.h>
 #include <string.h>
@@ -26,7 +24,7 @@
 #define HEARTBEAT_PORT 9000 // aws-nitro-enclaves-sdk-bootstrap init.c
 #define HEARTBEAT 0xB7
 #define HEARTBEAT_SECONDS 10
-#define DRAIN_STEPS 500 // of DRAIN_STEP microseconds: half a second for a port that takes nothing
+#define DRAIN_STEPS 500 // of DRAIN_STEP microseconds and what a tick adds: a second or two for a port that takes nothing
 #define DRAIN_STEP 1000
 
 static const unsigned int parent_cids[] = {3, 2}; // Nitro's parent, then vhost-device-vsock's host
@@ -66,7 +64,7 @@ static void halt_saying(const char *line)
 	power_off();
 }
 
-#define halt(reason) halt_saying("init: halt: " reason "\n") // one write, of a constant
+#define HALT(reason) halt_saying("init: halt: " reason "\n") // one write, of a constant
 
 static void open_console(void)
 {
@@ -120,7 +118,7 @@ static void greet(void)
 	for (size_t index = 0; index < sizeof(parent_cids) / sizeof(parent_cids[0]); index++)
 		if (greet_parent(parent_cids[index]))
 			return;
-	halt("the parent does not answer the heartbeat");
+	HALT("the parent does not answer the heartbeat");
 }
 
 #endif

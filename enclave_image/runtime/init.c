@@ -37,7 +37,7 @@ static void mount_or_halt(const char *type, const char *where, unsigned long fla
 {
 	mkdir(where, 0755);
 	if (mount(type, where, type, flags, options) != 0 && errno != EBUSY)
-		halt("a file system does not mount");
+		HALT("a file system does not mount");
 }
 
 static void make_file_systems(void)
@@ -76,9 +76,9 @@ static void check_command_line(void)
 	static char text[MAX_COMMAND_LINE + 1];
 
 	if (read_text("/proc/cmdline", text, MAX_COMMAND_LINE) < 0)
-		halt("no /proc/cmdline");
+		HALT("no /proc/cmdline");
 	if (!holds_command_line(text))
-		halt("the command line is not the one measured");
+		HALT("the command line is not the one measured");
 }
 
 static bool write_setting(const char *path, const char *value)
@@ -116,16 +116,16 @@ static int silence_consoles(void)
 static void silence_kernel(void)
 {
 	if (silence_consoles() < 0 || silence_consoles() != 0)
-		halt("the kernel keeps its console");
+		HALT("the kernel keeps its console");
 	if (mount(NULL, "/sys", NULL, MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0)
-		halt("a file system does not become read-only");
+		HALT("a file system does not become read-only");
 }
 
 // In the ramdisk /init alone may be executed: a launcher's rdinit= or init= finds nothing else to start as process 1.
 static void allow_python(void)
 {
 	if (chmod(PYTHON, 0755) != 0 || chmod(LOADER, 0755) != 0)
-		halt("no interpreter");
+		HALT("no interpreter");
 }
 
 static pid_t start_runtime(void)
@@ -160,13 +160,13 @@ int main(void)
 	say("init: ready\n");
 	silence_kernel();
 	if (chdir("/") != 0)
-		halt("no root directory");
+		HALT("no root directory");
 	chmod("/dev/nsm", 0600);
 	greet();
 	allow_python();
 	runtime = start_runtime();
 	if (runtime < 0)
-		halt("no process for the runtime");
+		HALT("no process for the runtime");
 	do {
 		ended = wait(NULL);
 	} while (ended != runtime && !(ended < 0 && errno == ECHILD));

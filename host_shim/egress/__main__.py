@@ -25,8 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer", type=int, help="the CID whose connections alone are served")
     parser.add_argument("rules", nargs="+")
     args = parser.parse_args(argv)
+    rules = parse_rules(args.rules)
     sockets = [socket.socket(fileno=descriptor) for descriptor in args.listen_fd]
-    listeners = dict(zip(parse_rules(args.rules), sockets, strict=True))
+    listeners = dict(zip(rules, sockets, strict=True))
     print(READY, flush=True)
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(_serve(listeners, args.peer))

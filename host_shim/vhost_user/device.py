@@ -7,7 +7,7 @@ from collections import deque
 
 from . import packet
 from .connection import Connection, Outcome, State
-from .connections import Connections
+from .connections import SMALL_WINDOW, Connections
 from .errors import FaultLog, GuestFault
 from .inbox import Inbox
 from .packet import HEADER, HEADER_SIZE, MAX_PAYLOAD, PARENT_CIDS, Address, Header, split
@@ -16,10 +16,12 @@ from .virtqueue import MAX_SIZE, Views, Virtqueue
 TRANSMIT_BATCH = 64  # packets from the guest before the host's bytes have their turn
 RECEIVE_BATCH = 16  # connections served before the guest's packets have theirs
 # A guest that fills its queue slower than we empty it pays a kick and an interrupt for almost every packet. So once it
-# has sent LINGER_AFTER bytes and heard none, and its queue held less than LINGER_BELOW, it is asked for no kick, and
-# its queue is looked at by the clock until that finds nothing. A faster guest is never kept waiting for its credit.
+# has sent LINGER_AFTER bytes and heard none, and its queue held little, it is asked for no kick, and its queue is
+# looked at by the clock until that finds nothing. Little is less than the smallest window of a stream and a quarter of
+# the queue's places: a guest that waits for credit or for room has filled one of the two, and is served at once.
 LINGER_AFTER = 64 * 1024  # bytes
-LINGER_BELOW = 32 * 1024  # bytes
+LINGER_BELOW = SMALL_WINDOW  # bytes
+LINGER_PART = 4
 MAX_RESETS = 1024  # resets that wait for buffers before we read no more packets; Linux's vhost stops likewise
 
 
@@ -35,6 +37,7 @@ class Device:
         self._resets: deque[Address] = deque()
         self._gathering: Connection | None = None  # whose packets, one after another, become one send
         self._taken = 0  # bytes that the guest's queue held since it was empty
+        self._chains = 0  # packets, likewise
         self._streak = 0  # bytes that the guest has sent since it was given any, or its queue was found empty
         self._heard = 0  # bytes that the guest had been given then
         self._lingers = False
@@ -53,7 +56,7 @@ class Device:
         """Serve these queues from now on."""
         self._inbox = Inbox(receive, self._guest_cid)
         self._outbox = transmit
-        self._taken = self._streak = self._heard = 0
+        self._taken = self._chains = self._streak = self._heard = 0
         self._lingers = False
 
     def detach(self) -> None:
@@ -63,6 +66,7 @@ class Device:
         try:
             for _ in range(MAX_SIZE // TRANSMIT_BATCH):
                 self._resets.clear()  # nobody will hear them
+                self._streak = 0  # nor will there be a second look: no lingering
                 if not self._receive(self._outbox, TRANSMIT_BATCH):
                     break
             self._outbox.publish()
@@ -114,16 +118,19 @@ class Device:
             used += (head, 0)
         self._pass_on()
         outbox.push(used)
+        self._chains += len(chains)
         return len(chains) == wanted or self._rest(outbox)
 
     def _rest(self, outbox: Virtqueue) -> bool:
         """The guest's queue is empty: linger, or ask for a kick; return whether there is more already."""
         taken, self._taken = self._taken, 0
+        chains, self._chains = self._chains, 0
         given = self._inbox.given if self._inbox is not None else 0
         if not taken or given != self._heard:
             self._streak, self._heard = 0, given
         self._streak += taken
-        self._lingers = self._streak >= LINGER_AFTER and taken < LINGER_BELOW
+        little = taken < LINGER_BELOW and chains < outbox.size // LINGER_PART
+        self._lingers = little and self._streak >= LINGER_AFTER
         return not self._lingers and outbox.arm()
 
     def _take(self, views: Views) -> None:

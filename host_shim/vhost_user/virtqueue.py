@@ -58,7 +58,7 @@ class Virtqueue:
         """Raises GuestFault where a part of the ring is not in the guest's memory."""
         size = layout.size
         self._memory = memory
-        self._size = size
+        self.size = size
         self._event_idx = event_idx
         self.call = call  # eventfd that interrupts the guest; QEMU replaces it at any time
         self._table = memory.ring(layout.descriptors, 16 * size, align=16)
@@ -116,24 +116,24 @@ class Virtqueue:
             seen = self._available[1]
             if seen == self.next:
                 return []
-            if (seen - self.next) & 0xFFFF > self._size:
+            if (seen - self.next) & 0xFFFF > self.size:
                 raise GuestFault("a ring's available index runs ahead of the ring")
             self._seen = seen
             if self._armed:
                 self._disarm()
         count = min(count, (self._seen - self.next) & 0xFFFF)
-        first = 2 + self.next % self._size
-        end = 2 + self._size
+        first = 2 + self.next % self.size
+        end = 2 + self.size
         heads = self._available[first : min(first + count, end)].tolist()
         if len(heads) < count:
             heads += self._available[2 : 2 + count - len(heads)].tolist()
-        if max(heads) >= self._size:
+        if max(heads) >= self.size:
             raise GuestFault("a descriptor's index lies outside its table")
         return heads
 
     def _walk(self, index: int) -> tuple[Views, Views]:
         table: memoryview | bytes = self._table
-        count = self._size
+        count = self.size
         view = self._memory.view
         readable: Views = []
         writable: Views = []
@@ -164,8 +164,8 @@ class Virtqueue:
 
     def push(self, used: list[int]) -> None:
         """Hand chains back, each as its head and the number of bytes in it; the guest sees them after `publish`."""
-        first = 2 * (self._filled % self._size)
-        end = 2 * self._size
+        first = 2 * (self._filled % self.size)
+        end = 2 * self.size
         elements = array("I", used)
         fitting = min(len(used), end - first)
         self._elements[first : first + fitting] = elements[:fitting]
@@ -182,7 +182,7 @@ class Virtqueue:
         self._shown = new
         full_barrier()
         if self._event_idx:  # 2.7.10
-            wanted = (new - self._available[2 + self._size] - 1) & 0xFFFF < (new - old) & 0xFFFF
+            wanted = (new - self._available[2 + self.size] - 1) & 0xFFFF < (new - old) & 0xFFFF
         else:
             wanted = not self._available[0] & _NO_INTERRUPT
         if wanted and self.call is not None:
@@ -195,7 +195,7 @@ class Virtqueue:
         """Ask for a kick when the guest adds a chain; return whether there is one already."""
         self._armed = True
         if self._event_idx:
-            self._used[2 + 4 * self._size] = self.next
+            self._used[2 + 4 * self.size] = self.next
         else:
             self._used[0] = 0
         full_barrier()

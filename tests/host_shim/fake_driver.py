@@ -91,6 +91,11 @@ class Ring:
         if kick:
             os.eventfd_write(self.kick, 1)
 
+    @property
+    def kick_wanted_at(self) -> int:
+        """The index at which the device asked for a kick."""
+        return self.words[self.used // 2 + 2 + 4 * RING]
+
     def take_used(self) -> tuple[int, int] | None:
         """Return the next used chain's head and length, or None."""
         if self.words[self.used // 2 + 1] == self.seen:
@@ -216,8 +221,8 @@ class FakeDriver:
         self.receive_ring.describe(slot, _BUFFERS + slot * _RECEIVE_SIZE, _RECEIVE_SIZE, WRITE)
         self.receive_ring.offer(slot)
 
-    def transmit(self, raw: bytes, *, cut: int | None = None) -> None:
-        """Send raw bytes as one packet, in two descriptors cut at `cut`."""
+    def transmit(self, raw: bytes, *, cut: int | None = None, kick: bool = True) -> None:
+        """Send raw bytes as one packet, in two descriptors cut at `cut`; without `kick` nobody is told."""
         slot = self._transmit_slot % (RING // 2)
         self._transmit_slot += 1
         at = _BUFFERS + (RING + slot % 128) * _RECEIVE_SIZE + (slot % 128) * (_TRANSMIT_SIZE - _RECEIVE_SIZE)
@@ -228,15 +233,17 @@ class FakeDriver:
         else:
             self.transmit_ring.describe(2 * slot, at, cut, NEXT, 2 * slot + 1)
             self.transmit_ring.describe(2 * slot + 1, at + cut, len(raw) - cut)
-        self.transmit_ring.offer(2 * slot)
+        self.transmit_ring.offer(2 * slot, kick=kick)
         self.wait(lambda: self.transmit_ring.take_used())
 
-    def send(self, op: int, guest_port: int, parent_port: int, payload: bytes = b"", **changes: int) -> None:
+    def send(
+        self, op: int, guest_port: int, parent_port: int, payload: bytes = b"", *, kick: bool = True, **changes: int
+    ) -> None:
         """Send one packet; `changes` replace fields of its header."""
         header = Header(
             GUEST_CID, 3, guest_port, parent_port, len(payload), packet.STREAM, op, 0, WINDOW, 0
         )._replace(**changes)  # fmt: skip
-        self.transmit(HEADER.pack(*header) + payload)
+        self.transmit(HEADER.pack(*header) + payload, kick=kick)
 
     def receive(self) -> tuple[Header, bytes]:
         """Return the next packet for the guest, and offer its buffer again."""

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from host_shim.vhost_user import packet
 from host_shim.vhost_user.connection import State
 from host_shim.vhost_user.connections import MAX_CONNECTIONS, WINDOW, WINDOW_BUDGET, Connections
-from host_shim.vhost_user.device import MAX_RESETS, RECEIVE_BATCH, TRANSMIT_BATCH, Device
+from host_shim.vhost_user.device import LINGER_PART, MAX_RESETS, RECEIVE_BATCH, TRANSMIT_BATCH, Device
 from host_shim.vhost_user.errors import FaultLog
 from host_shim.vhost_user.loop import Loop
 from host_shim.vhost_user.memory import Memory, Region
@@ -43,7 +43,7 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 class Guest:
     """Both rings of a guest in this process's memory, and the device that serves them."""
 
-    def __init__(self, directory: Path, *, buffers: int = QUEUE) -> None:
+    def __init__(self, directory: Path, *, buffers: int = QUEUE, event_idx: bool = True) -> None:
         self.raw = mmap.mmap(-1, SIZE)
         view = memoryview(self.raw)
         self.words = view.cast("H")
@@ -53,7 +53,7 @@ class Guest:
         self.connections = Connections(self.loop, str(directory / "v"), self.log, reserved=[5000])
         self.device = Device(self.connections, self.log, guest_cid=CID)
         self.queues = [
-            Virtqueue(self.memory, Layout(QUEUE, at, at + AVAILABLE, at + USED), base=0, event_idx=True, call=None)
+            Virtqueue(self.memory, Layout(QUEUE, at, at + AVAILABLE, at + USED), base=0, event_idx=event_idx, call=None)
             for at in (RECEIVE, TRANSMIT)
         ]
         self.sent = self.got = self.offered = 0
@@ -98,6 +98,11 @@ class Guest:
     def kick_wanted_at(self) -> int:
         """The transmit index at which the device asked for a kick."""
         return self.words[(TRANSMIT + USED) // 2 + 2 + 4 * QUEUE]
+
+    @property
+    def told_not_to_kick(self) -> bool:
+        """Whether the device has set VIRTQ_USED_F_NO_NOTIFY on the transmit ring."""
+        return bool(self.words[(TRANSMIT + USED) // 2])
 
     @property
     def taken(self) -> int:
@@ -241,10 +246,71 @@ def test_a_guest_in_a_dialogue_is_never_kept_waiting(guest: Guest, stream: socke
     assert not guest.device.lingers
 
 
-def test_a_guest_that_stops_in_the_midst_of_much_leaves_no_clock_running(guest: Guest, stream: socket.socket) -> None:
+def test_a_guest_that_waits_for_room_in_its_queue_is_never_kept_waiting(guest: Guest, stream: socket.socket) -> None:
+    send_slowly(guest, stream, 80, turn=1)
+    assert guest.device.lingers
+    for _ in range(QUEUE // LINGER_PART):
+        guest.send(packet.RW, payload=b"x")
+    guest.settle()
+    assert not guest.device.lingers
+    assert guest.kick_wanted_at == guest.sent
+
+
+def test_without_event_idx_a_guest_that_sends_much_and_slowly_is_told_not_to_kick(tmp_path: Path) -> None:
+    with contextlib.closing(Guest(tmp_path, event_idx=False)) as guest, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "v_9000"))
+        listener.listen()
+        guest.send(packet.REQUEST)
+        guest.settle()
+        with listener.accept()[0] as host:
+            send_slowly(guest, host, 80, turn=8)
+            assert guest.device.lingers
+            assert guest.told_not_to_kick
+            guest.settle()
+            assert not guest.device.lingers
+            assert not guest.told_not_to_kick
+
+
+def test_what_a_lingering_guest_sent_last_is_not_lost_when_it_stops(guest: Guest, stream: socket.socket) -> None:
+    send_slowly(guest, stream, 80, turn=8)
+    assert guest.device.lingers
+    for number in range(75):
+        guest.send(packet.RW, payload=bytes([number]) * 100)
+        if number == 69:
+            guest.device.service()  # the ring's index as it is now; five more come unseen
+    guest.device.detach()
+    stream.settimeout(0)
+    assert stream.recv(8000) == b"".join(bytes([number]) * 100 for number in range(75))
+
+
+def test_a_guest_that_stops_while_it_is_polled_is_asked_for_kicks_when_it_comes_again(
+    guest: Guest, stream: socket.socket
+) -> None:
     send_slowly(guest, stream, 80, turn=8)
     assert guest.device.lingers
     guest.device.detach()
+    assert not guest.device.lingers
+    guest.device.attach(*guest.queues)
+    assert not guest.device.lingers
+    guest.settle()
+    assert guest.kick_wanted_at == guest.sent
+
+
+def test_a_guest_whose_resets_wait_is_not_polled(guest: Guest, stream: socket.socket) -> None:
+    send_slowly(guest, stream, 80, turn=8)
+    assert guest.device.lingers
+    for _ in range(QUEUE + MAX_RESETS + 1):  # all buffers, then all the resets that may wait
+        guest.send(packet.RW, 7)
+        guest.device.service()
+    assert not guest.device.lingers
+
+
+def test_a_polled_guest_that_breaks_its_ring_is_polled_no_more(guest: Guest, stream: socket.socket) -> None:
+    send_slowly(guest, stream, 80, turn=8)
+    assert guest.device.lingers
+    guest.words[(TRANSMIT + AVAILABLE) // 2 + 1] = (guest.sent + QUEUE + 1) & 0xFFFF
+    guest.device.service()
+    assert not guest.device.running
     assert not guest.device.lingers
 
 

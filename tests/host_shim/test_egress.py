@@ -10,7 +10,6 @@ import ipaddress
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -319,9 +318,12 @@ def test_the_program_serves_its_rules_and_ends_when_told(tmp_path: Path) -> None
 
 
 def test_the_program_refuses_a_malformed_rule(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "host_shim.egress", "--listen-fd=0", "nonsense"], stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=LIMIT, check=False,
-    )  # fmt: skip
+    with UnixSeat(tmp_path / "v").open(8000) as listener:
+        given = listener.fileno()
+        command = python_command("host_shim.egress", f"--listen-fd={given}", "nonsense")
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=LIMIT, check=False, pass_fds=[given]
+        )  # fmt: skip
     assert done.returncode != 0
-    assert list(tmp_path.iterdir()) == []
+    assert done.stdout == ""  # it never said that it is ready
+    assert "MalformedEgress: no egress rule" in done.stderr

@@ -128,6 +128,18 @@ def test_bytes_arrive_whole_both_ways(guest: FakeDriver, listener: socket.socket
         assert receive_exactly(guest, len(data)) == data
 
 
+def test_a_guest_that_is_asked_for_no_kick_is_heard_by_the_clock(guest: FakeDriver, listener: socket.socket) -> None:
+    guest.connect(1024, 9000)
+    with host_end(listener) as host:
+        for _ in range(20):  # much and slowly: from 64 KiB on the ring is looked at every millisecond
+            guest.send(packet.RW, 1024, 9000, bytes(4096))
+            assert len(host.recv(4096, socket.MSG_WAITALL)) == 4096
+        guest.send(packet.RW, 1024, 9000, b"nobody is kicked", kick=False)
+        assert host.recv(100) == b"nobody is kicked"
+        time.sleep(0.1)  # the clock finds nothing, and ends
+        assert guest.transmit_ring.kick_wanted_at == guest.transmit_ring.filled
+
+
 def test_a_header_may_be_cut_in_two(guest: FakeDriver, listener: socket.socket) -> None:
     guest.connect(1024, 9000)
     with host_end(listener) as host:
