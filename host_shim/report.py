@@ -31,9 +31,12 @@ class Report:
         """Seconds since the command began."""
         return time.monotonic() - self._start
 
-    def log_to(self, path: Path) -> int:
-        """Log to a file from now on; return its descriptor, for helpers that write there too."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    def log_to(self, path: Path, *, keep: bool = False) -> int:
+        """Log to a file from now on; return its descriptor, for helpers that write there too.
+
+        What stands there is removed, unless `keep`: it is of the same isolate.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if keep else os.O_TRUNC)
         self._log, self._path = os.open(path, flags, 0o600), path
         return self._log
 

@@ -92,7 +92,7 @@ class Supervisor:
             isolates.claim(self._order.name, adopt=self._order.adopted is not None) as claim,
             Listener(self._order.listen) as listener,
         ):
-            log = self._report.log_to(claim.log)
+            log = self._report.log_to(claim.log, keep=self._order.adopted is not None)
             try:
                 return asyncio.run(self._supervise(claim, listener, log))
             finally:
