@@ -69,7 +69,8 @@ def _note(inspection: Inspection, part: Part) -> str:
 def _register_rows(inspection: Inspection) -> list[str]:
     table = registers(inspection).get("Measurements")
     if table is None:
-        return [row("PCRs", "not computed: the sections overlap, or are not all in the file")]
+        why = inspection.layout.unbounded or "a section is not all in the file"
+        return [row("PCRs", f"not computed: {why}")]
     return [f"{name}  {value}" for name, value in table.items() if name.startswith("PCR")]
 
 
@@ -150,7 +151,8 @@ def data_of(name: str, inspection: Inspection) -> dict[str, Any]:
         "kernel": contents.kernel,
         "header": {
             "flags": header.flags, "default_memory": header.default_memory, "default_cpus": header.default_cpus,
-            "num_sections": header.count, "crc32": f"{header.crc:08x}", "crc32_computed": f"{inspection.crc:08x}",
+            "num_sections": header.count, "crc32": f"{header.crc:08x}",
+            "crc32_computed": None if inspection.crc is None else f"{inspection.crc:08x}",
         },
         "sections": [
             {

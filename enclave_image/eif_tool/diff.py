@@ -79,11 +79,11 @@ class Opened:
 
 
 def compare(old: Opened, new: Opened) -> ImageChange:
-    """Compare two images; raise MalformedEif where sections overlap, MalformedRamdisk where one cannot be unpacked."""
+    """Compare two images; raise MalformedEif where nothing was hashed, MalformedRamdisk for one that is damaged."""
     for side in (old, new):
         with naming(side.path):
-            if not side.found.digests:
-                raise MalformedEif("sections overlap: nothing definite to compare", hint="veracruz image describe")
+            if why := side.found.layout.unbounded:
+                raise MalformedEif(f"{why}: nothing definite to compare", hint="veracruz image describe")
     return ImageChange(
         registers=tuple(_registers(old.found, new.found)),
         fields=dict(_fields(old, new)),

@@ -32,12 +32,12 @@ from .signature_section import read_signatures
 def extract(source: Source, found: Inspection, out: Path, *, files: bool) -> Extracted:
     """Write an image's sections, and with `files` the files of its ramdisks, to the new directory `out`.
 
-    Raises UsageError where it exists, MalformedEif where sections overlap, MalformedRamdisk where one is damaged.
+    Raises UsageError where it exists, MalformedEif where nothing was hashed, MalformedRamdisk where one is damaged.
     """
     if os.path.lexists(out):
         raise UsageError(f"{out} exists", expected="a new directory")
-    if found.layout.overlapping:
-        raise MalformedEif("sections overlap: there is nothing definite to extract", hint="veracruz image describe")
+    if why := found.layout.unbounded:
+        raise MalformedEif(f"{why}: there is nothing definite to extract", hint="veracruz image describe")
     try:
         demand_space(out.parent, found.layout.size)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name[:64]}.", dir=out.parent))

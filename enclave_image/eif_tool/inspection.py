@@ -2,7 +2,7 @@
 """Look at a whole image file of any origin: what it holds, what is measured, who signed it, what is wrong with it.
 
 The work is bounded whatever the file says: every byte is read at most three times, piece by piece, and 32 sections at
-most are followed; where sections overlap, nothing in them is hashed, for the file's size then bounds nothing.
+most are followed; of a file that is larger than any image, or whose sections overlap, nothing is hashed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attestation.cose import Algorithm
 from attestation.errors import VeracruzError
 from attestation.measurements import Measurements, Measurer, signer_pcr
 
-from ..eif import MAX_SIGNATURE, SectionType
+from ..eif import MAX_EIF, MAX_SIGNATURE, SectionType
 from .contents import Contents, read_contents
 from .findings import Finding, Weight, differs
 from .layout import HEADER, SECTION, Layout, Part, Source, pieces, read_layout, read_part
@@ -52,8 +52,8 @@ class Inspection:
 
     layout: Layout
     digests: tuple[str, ...]  # SHA-384 of each section's data, hex; empty where they were not computed
-    crc: int  # of the file
-    measurements: Measurements | None  # None: sections overlap, or are not all there
+    crc: int | None  # of the file; None: not computed
+    measurements: Measurements | None  # None: not computed, or sections are not all there
     contents: Contents
     signer: Signer | None  # None: unsigned
     loaders: tuple[Verdict, ...]
@@ -85,11 +85,10 @@ def inspect(source: Source, *, at: datetime, report: Report = lambda done: None)
     ours = [(part.type, part.start, part.size) for part in layout.parts]
     sequence = read_in_sequence(source)
     same = sequence.fault is None and list(sequence.sections) == ours
-    in_order = sums.by_table is not None and _is_contiguous(layout)
-    crc = (
-        sums.by_table if in_order and sums.by_table is not None else _crc(source, layout, [(HEADER.size, source.size)])
-    )
-    if crc != layout.header.crc:
+    crc = sums.by_table if _is_contiguous(layout) else None
+    if crc is None:
+        crc = _crc(source, layout, [(HEADER.size, source.size)])
+    if crc is not None and crc != layout.header.crc:
         actual = f"{layout.header.crc:08x}"
         findings.append(differs("crc-mismatch", "header: CRC-32", expected=f"{crc:08x}", actual=actual))
     if sequence.fault is None and not same:
@@ -131,7 +130,7 @@ def _is_contiguous(layout: Layout) -> bool:
 
 def _sum_up(source: Source, layout: Layout, report: Report) -> _Sums:
     """Hash every section once for all: its own digest, the registers, the CRC in the table's order."""
-    if layout.overlapping:
+    if layout.unbounded:
         return _Sums((), None, None)
     measurer, crc, done, ramdisks = Measurer(), zlib.crc32(layout.header.raw[:-4]), 0, 0
     digests = []
@@ -162,7 +161,9 @@ def _measure(measurer: Measurer, part: Part, piece: bytes, ramdisks: int) -> Non
             measurer.ramdisk(ramdisks, piece)
 
 
-def _crc(source: Source, layout: Layout, ranges: Sequence[tuple[int, int]]) -> int:
+def _crc(source: Source, layout: Layout, ranges: Sequence[tuple[int, int]]) -> int | None:
+    if layout.size > MAX_EIF:
+        return None
     crc = zlib.crc32(layout.header.raw[:-4])
     for start, end in ranges:
         for piece in pieces(source, start, end - start):

@@ -19,7 +19,7 @@ from typing import Protocol
 from attestation.errors import UsageError
 from attestation.files import MAX_STREAM, PIECE
 
-from ..eif import MAGIC, MAX_SECTIONS, SectionType
+from ..eif import MAGIC, MAX_EIF, MAX_SECTIONS, SectionType
 from ..errors import MalformedEif
 
 HEADER = struct.Struct(">4sHHQQHH32Q32QII")
@@ -180,14 +180,20 @@ class Layout:
         return tuple(part for part in self.parts if part.type == kind)
 
     @property
-    def overlapping(self) -> bool:
-        """Whether a byte belongs to two sections, or to one and the header: then nothing bounds the work of hashing."""
+    def unbounded(self) -> str:
+        """Why nothing of it is hashed or copied: the work would have no bound worth the name; empty where it has.
+
+        A sparse file costs its maker nothing, whatever its size; and where a byte belongs to two sections, or to one
+        and the header, a small file could ask for 32 times its size.
+        """
+        if self.size > MAX_EIF:
+            return f"the file is larger than {MAX_EIF} bytes"
         position = HEADER.size
         for part in sorted(self.parts, key=lambda part: part.offset):
             if part.offset < position:
-                return True
+                return "sections overlap"
             position = part.end
-        return False
+        return ""
 
 
 def read_layout(source: Source) -> Layout:

@@ -66,7 +66,7 @@ def judge_qemu(layout: Layout, *, crc: int | None, certificate_readable: bool) -
     """Say what QEMU's nitro-enclave machine does; `crc` is over the sections as the table has them, None if unknown."""
     why = _find_qemus_fault(layout, certificate_readable=certificate_readable)
     if why is None and crc is None:
-        return Verdict("qemu", None, "its CRC was not computed: sections overlap")
+        return Verdict("qemu", None, f"its CRC was not computed: {layout.unbounded}")
     if why is None and crc != layout.header.crc:
         why = "CRC mismatch"
     return Verdict("qemu", why is None, why or "")
@@ -121,6 +121,8 @@ def judge_nitro_cli(
         why = "no metadata"
     if why is None and not set(_NEEDED) <= set(kinds):
         why = "a section is missing"
+    if why is None and crc is None:
+        return Verdict("nitro-cli", None, f"its CRC was not computed: {layout.unbounded}")
     if why is None and crc != header.crc:
         why = "CRC mismatch"
     why = why or signature

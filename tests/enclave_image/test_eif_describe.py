@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -196,8 +198,31 @@ def test_what_overlaps_is_not_hashed_and_says_so(tmp_path: Path, capsys: Capture
     assert json.loads(out)["sections"][0]["sha384"] is None
 
 
+@pytest.mark.timeout(30)  # a TiB takes hours
+def test_what_is_larger_than_any_image_is_not_hashed_and_says_so(tmp_path: Path, capsys: Capture) -> None:
+    raw = bytearray(GOOD)
+    last = struct.unpack_from(">Q", raw, 0x1C + 8 * 3)[0]  # the second ramdisk's, which becomes a TiB of nothing
+    struct.pack_into(">Q", raw, 0x11C + 8 * 3, 1 << 40)
+    struct.pack_into(">Q", raw, last + 4, 1 << 40)
+    path = tmp_path / "endless.eif"
+    path.write_bytes(raw)
+    os.truncate(path, last + 12 + (1 << 40))
+    assert main(["image", "describe", str(path), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["sections"][3]["size"] == 1 << 40
+    assert {section["sha384"] for section in told["sections"]} == {None}
+    assert told["header"]["crc32_computed"] is None
+    assert not any(name.startswith("PCR") for name in told.get("Measurements", {}))
+    assert [row["slug"] for row in told["findings"] if row["slug"] in ("too-large", "crc-mismatch")] == ["too-large"]
+    for words in (["describe", str(path)], ["extract", str(path), "--out", str(tmp_path / "out")]):
+        assert main(["image", *words]) != 0
+        said = capsys.readouterr()
+        assert "the file is larger than 4294967296 bytes" in said.out + said.err
+    assert main(["image", "diff", str(path), str(path)]) == 2
+    assert "nothing definite to compare" in capsys.readouterr().err
+
+
 def test_reads_a_pipe(tmp_path: Path, capsys: Capture) -> None:
-    import os
     import threading
 
     path = tmp_path / "pipe"
