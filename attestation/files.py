@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,6 +93,34 @@ def demand_target(path: Path) -> None:
         raise EnvironmentLacks(f"cannot write {path}: {error.strerror}") from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise EnvironmentLacks(f"cannot write in {path.parent}: Permission denied")
+
+
+def demand_apart(targets: Mapping[str, Path | None], sources: Iterable[Path | None]) -> None:
+    """Raise UsageError where an output, by whatever name, is another output, a source, or lies in one's folder.
+
+    `targets` are named as the user named them: `--out`. What is None was not asked for.
+    """
+    named = [(name, path) for name, path in targets.items() if path is not None]
+    for index, (name, path) in enumerate(named):
+        for other, before in named[:index]:
+            if _same_file(path, before):
+                raise UsageError(f"{other} and {name} name the same file", actual=path)
+        for source in sources:
+            if source is not None and (_same_file(path, source) or _lies_in(path, source)):
+                raise UsageError(
+                    f"{name} {path} would replace what it is made from: {source}", hint="name another file"
+                )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there yet
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return folder.is_dir() and Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
 
 
 def write_new(path: Path, data: bytes, *, mode: int) -> None:

@@ -16,7 +16,7 @@ from .audit import Audit, audit_image
 from .cache import using_cache
 from .changes import Change, find_changes
 from .config import ImageConfig
-from .config_options import add_source_options, load_sources
+from .config_options import add_source_options, demand_architecture, load_sources
 from .eif import load_eif, read_eif
 from .inventory import Inventory, make_inventory
 from .lock import Lock
@@ -40,6 +40,8 @@ def add_audit(group: Commands) -> None:
 def audit_verb(args: argparse.Namespace) -> int:
     """Print the facts; 1 if a file is not as it should be."""
     image = load_eif(args.image) if args.image is not None else None
+    if image is not None:
+        demand_architecture(args, image)
     table = load_advisories(args.advisories) if args.advisories is not None else None
     config, lock = load_sources(args)
     with using_cache():

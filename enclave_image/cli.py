@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from attestation.console import Commands, emit, new_group, new_parser, say
-from attestation.errors import UsageError
-from attestation.files import demand_target, write_whole
+from attestation.files import demand_apart, demand_target, write_whole
 from attestation.measurements import Measurements, dump_measurements
 
 from .audit_cli import add_audit
 from .cache import using_cache
 from .cache_cli import add_cache
 from .config import ImageConfig
-from .config_options import add_source_options, load_sources
-from .container.cli import add_options, build_from_oci, check_options
+from .config_options import add_source_options, load_sources, source_files
+from .container.cli import add_options, build_from_oci, check_options, container_files
 from .eif_tool import cli as eif_cli
 from .eif_tool import sign_cli
 from .inventory import dump_inventory, make_inventory
@@ -64,13 +63,13 @@ def build_verb(args: argparse.Namespace) -> int:
     """Build an image; print its measurements."""
     start = time.monotonic()
     check_options(args)
-    targets: dict[Path, str] = {}
-    for option in ("out", "measurements", "sbom", "manifest"):
-        if (target := getattr(args, option)) is None:
-            continue
-        demand_target(target)
-        if (other := targets.setdefault(target.absolute(), option)) != option:
-            raise UsageError(f"--{other} and --{option} name the same file", actual=target)
+    targets: dict[str, Path | None] = {
+        f"--{option}": getattr(args, option) for option in ("out", "measurements", "sbom", "manifest")
+    }
+    for target in targets.values():
+        if target is not None:
+            demand_target(target)
+    demand_apart(targets, [args.kernel, *container_files(args), *source_files(args)])
     config, lock = load_sources(args)
     kernel = read_kernel(args)
     more: dict[str, Any] = {}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from attestation.errors import UsageError
 
-from .architecture import BUILDER, Architecture
+from .architecture import BUILDER, Architecture, find_architecture
 from .config import DEFAULT_DIR, ImageConfig, load_config
+from .eif import Eif
 from .lock import Lock, load_lock
 
 
@@ -32,6 +33,13 @@ def find_lock(args: argparse.Namespace) -> Path:
     return named or lock_beside(args.config, Architecture(args.architecture))
 
 
+def source_files(args: argparse.Namespace) -> list[Path]:
+    """Return the files that a build reads of its configuration, and its lock: none may be a verb's output."""
+    folder: Path = args.config
+    names = ("image.toml", "trim.list", "patches")
+    return [find_lock(args), *(folder / name for name in names), *folder.glob("*.fragment")]
+
+
 def load_sources(args: argparse.Namespace) -> tuple[ImageConfig, Lock]:
     """Return the configuration and its lock; raise UsageError for a lock of another architecture."""
     config = load_config(
@@ -44,3 +52,16 @@ def load_sources(args: argparse.Namespace) -> tuple[ImageConfig, Lock]:
             hint=f"--architecture {lock.architecture}, or another --lock",
         )  # fmt: skip
     return config, lock
+
+
+def demand_architecture(args: argparse.Namespace, image: Eif) -> None:
+    """Raise UsageError for an image of another processor than the one asked for: its rebuild could only differ.
+
+    What an image is chooses nothing by itself: which lock to hold it against is the relying party's to say.
+    """
+    found = find_architecture(image.kernel)
+    if found is not None and found != args.architecture:
+        raise UsageError(
+            f"{args.image} is for another processor", expected=args.architecture, actual=found,
+            hint=f"--architecture {found}, to rebuild from the lock of that one",
+        )  # fmt: skip

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from attestation.console import Commands, emit, new_parser
-from attestation.errors import EXIT_OK, EXIT_REFUSED, UsageError, escape
-from attestation.files import demand_target, hash_limited, naming, write_whole
+from attestation.errors import EXIT_OK, EXIT_REFUSED, escape
+from attestation.files import demand_apart, demand_target, hash_limited, naming, write_whole
 
 from .cache import using_cache
 from .checkout import hash_sources, read_checkout
 from .comparison import Comparison, FileRow, SectionRow, compare_images
-from .config_options import add_source_options, find_lock, load_sources
+from .config_options import add_source_options, demand_architecture, find_lock, load_sources, source_files
 from .eif import MAX_EIF, load_eif, read_eif
 from .inventory import make_inventory
 from .kernel_options import add_kernel_options, read_kernel
@@ -43,11 +43,11 @@ def add_reproduce(group: Commands) -> None:
 def reproduce_verb(args: argparse.Namespace) -> int:
     """Rebuild from our own checkout and lock; compare section by section; 0 if all that is measured is the same."""
     theirs = load_eif(args.image)
+    demand_architecture(args, theirs)
     given = hash_limited(args.image, limit=MAX_EIF, what="image")  # before anything is written
     if args.out is not None:
         demand_target(args.out)
-        if args.out.exists() and args.out.samefile(args.image):
-            raise UsageError(f"--out {args.out} would replace the image that is judged", hint="name another file")
+        demand_apart({"--out": args.out}, [args.image, args.kernel, *source_files(args)])
     config, lock = load_sources(args)
     kernel = read_kernel(args)
     with using_cache():

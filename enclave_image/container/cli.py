@@ -44,6 +44,15 @@ def check_options(args: argparse.Namespace) -> None:
             raise UsageError(f"--{option} is not for --from-oci: what a container image holds is in no lock of ours")
 
 
+def container_files(args: argparse.Namespace) -> list[Path]:
+    """Return what is read of a container image: none may be an output."""
+    source: Path | None = args.from_oci
+    if source is None:
+        return []
+    names = ("oci-layout", "index.json", "manifest.json", "blobs")
+    return [source / name for name in names] if source.is_dir() else [source]
+
+
 def build_from_oci(
     config: ImageConfig, lock: Lock, args: argparse.Namespace, *, kernel: GivenKernel | None
 ) -> tuple[Built, dict[str, Any]]:

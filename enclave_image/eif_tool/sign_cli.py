@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
+import select
 import shlex
 import stat
 import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attestation.console import Commands, emit, new_parser, say, warn
 from attestation.errors import EXIT_OK, UsageError, escape
-from attestation.files import demand_target, naming, read_limited, write_whole
+from attestation.files import demand_apart, demand_target, naming, read_limited, write_new
 from attestation.limits import MAX_CERTIFICATE_PEM
 
 from ..errors import SignerFailed
@@ -60,9 +63,12 @@ def sign_verb(args: argparse.Namespace) -> int:
     if args.to_be_signed and args.out:
         raise UsageError("--out does not go with --to-be-signed: that step writes no image")
     demand_target(target)
-    for given in (args.image, args.certificate, args.key, args.signature):
-        if given is not None and target.exists() and given.exists() and target.samefile(given):
-            raise UsageError(f"{target} would replace what it is made from", hint="name another file")
+    if args.to_be_signed and target.exists():
+        raise UsageError(f"{target} exists", expected="a new file, to be signed and thrown away")
+    demand_apart(
+        {"--to-be-signed": args.to_be_signed, "--out": args.out},
+        [args.image, args.certificate, args.key, args.signature],
+    )
     pem = read_limited(args.certificate, limit=MAX_CERTIFICATE_PEM, what="certificate")
     with naming(args.certificate):
         certificate = read_certificate(pem)
@@ -103,21 +109,48 @@ def run_signer(command: str, data: bytes) -> bytes:
     if not words:
         raise UsageError("--signer: no command")
     try:
-        done = subprocess.run(
-            words, input=data, stdout=subprocess.PIPE, env=os.environ, timeout=SIGNER_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise SignerFailed("the signer did not end", expected=f"within {SIGNER_TIMEOUT} s", actual=words[0]) from error
+        signer = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ)
     except OSError as error:
         raise SignerFailed(f"the signer cannot be started: {words[0]}", actual=error.strerror) from error
-    if done.returncode != 0:
-        raise SignerFailed("the signer failed", expected="exit code 0", actual=done.returncode)
-    return done.stdout[: MAX_SIGNATURE_FILE + 1]
+    with signer:
+        try:
+            given = _exchange(signer, data)
+        except subprocess.TimeoutExpired as error:
+            raise SignerFailed(
+                "the signer did not end", expected=f"within {SIGNER_TIMEOUT} s", actual=words[0]
+            ) from error
+        finally:
+            signer.kill()  # one that has ended is not harmed
+    if len(given) > MAX_SIGNATURE_FILE:
+        raise SignerFailed("this is no signature", expected=f"at most {MAX_SIGNATURE_FILE} bytes", actual="more")
+    if signer.returncode != 0:
+        raise SignerFailed("the signer failed", expected="exit code 0", actual=signer.returncode)
+    return given
+
+
+def _exchange(signer: subprocess.Popen[bytes], data: bytes) -> bytes:
+    """Give a signer its input; return its output, or one byte more than any signature has as soon as that is there."""
+    assert signer.stdin is not None
+    assert signer.stdout is not None
+    deadline = time.monotonic() + SIGNER_TIMEOUT
+    with contextlib.suppress(BrokenPipeError), signer.stdin:  # it may read nothing, and fail
+        signer.stdin.write(data)  # less than a pipe holds
+    given = b""
+    while len(given) <= MAX_SIGNATURE_FILE:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([signer.stdout], [], [], left)[0]:
+            raise subprocess.TimeoutExpired(signer.args, SIGNER_TIMEOUT)
+        piece = os.read(signer.stdout.fileno(), MAX_SIGNATURE_FILE + 1 - len(given))
+        if not piece:
+            signer.wait(max(0.0, deadline - time.monotonic()))
+            break
+        given += piece
+    return given
 
 
 def _write_first_step(args: argparse.Namespace, request: Request) -> int:
     data = request.to_be_signed
-    write_whole(args.to_be_signed, data)
+    write_new(args.to_be_signed, data, mode=0o644)
     digest = hashlib.new(request.algorithm.hash.name, data).hexdigest()
     say(f"wrote {args.to_be_signed}: sign it with {request.algorithm.hash.name}, then: veracruz image sign --signature")
     emit(

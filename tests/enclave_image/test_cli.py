@@ -137,3 +137,38 @@ def test_a_lock_that_was_tampered_with_is_refused(
     words = ["image", "build", "--out", str(tmp_path / "x.eif"), "--config", str(tmp_path / "config"), "--json"]
     assert main(words) == 2
     assert json.loads(capsys.readouterr().out)["error"]["slug"] == "malformed-config"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--out", "kernel"], "--out kernel would replace what it is made from: kernel"),
+        (["--out", "link"], "--out link would replace"),
+        (
+            ["--out", "x.eif", "--measurements", "config/enclave.lock"],
+            "config/enclave.lock would replace",
+        ),
+        (["--out", "config/kernel.fragment"], "would replace"),
+        (["--out", "config/patches/vsock-replies.patch"], "would replace"),
+        (["--out", "x.eif", "--from-oci", "layout", "--measurements", "layout/blobs/sha256/a"], "would replace"),
+        (["--out", "x.eif", "--sbom", "./x.eif"], "--out and --sbom name the same file"),
+        (["--out", "x.eif", "--manifest", "config/../x.eif"], "--out and --manifest name the same file"),
+        (["--out", "kernel2", "--measurements", "config/../kernel2"], "--out and --measurements name the same file"),
+    ],
+)
+def test_no_output_is_an_input_or_another_output(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(DEFAULT_DIR, "config")
+    Path("kernel").write_bytes(b"a kernel")
+    Path("kernel2").hardlink_to("kernel")
+    Path("link").symlink_to("kernel")
+    Path("layout/blobs/sha256").mkdir(parents=True)
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    options = ["--config", "config", "--offline", *([] if "--from-oci" in words else ["--kernel", "kernel"])]
+    if says.startswith("--out and"):
+        options = options[:3]
+    assert main(["image", "build", *options, *words]) == 2
+    assert says in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before

@@ -20,6 +20,7 @@ from pycose.messages import Sign1Message
 
 from attestation.measurements import signer_pcr
 from enclave_image.eif import load_eif, write_eif
+from enclave_image.eif_tool import sign_cli
 from enclave_image.eif_tool.layout import BytesSource, read_layout
 from enclave_image.eif_tool.signature_section import read_signatures
 from host_shim.cli import main
@@ -216,7 +217,8 @@ def test_refuses_what_would_not_hold(desk: Desk, capsys: Capture, make: object, 
         (SIGNERS["DER"], "SHA256", "not by the certificate's key", 1),
         ("print('a signature')", "SHA384", "no signature", 3),
         ("sys.exit(7)", "SHA384", "got 7", 3),
-        ("sys.stdout.buffer.write(made * 100)", "SHA384", "no signature", 3),
+        ("sys.stdout.buffer.write(made * 100)", "SHA384", "at most 1024 bytes, got more", 3),
+        ("sys.stdout.close(); sys.stdin.close(); sys.exit(9)", "SHA384", "got 9", 3),
     ],
 )
 def test_a_command_that_signs_something_else_is_refused(
@@ -224,6 +226,18 @@ def test_a_command_that_signs_something_else_is_refused(
 ) -> None:
     assert desk.sign("--signer", signer_command(desk, last, digest=digest), "--out", desk.out) == code
     assert words in capsys.readouterr().err
+    assert not desk.out.exists()
+
+
+def test_a_command_that_never_stops_writing_or_never_ends_is_ended(
+    desk: Desk, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert desk.sign("--signer", "yes", "--out", desk.out) == 3
+    assert "at most 1024 bytes, got more" in capsys.readouterr().err
+    monkeypatch.setattr(sign_cli, "SIGNER_TIMEOUT", 0.3)
+    for command in ("sleep 60", "sh -c 'exec >&-; exec sleep 60'"):
+        assert desk.sign("--signer", command, "--out", desk.out) == 3
+        assert "the signer did not end; expected within 0.3 s" in capsys.readouterr().err
     assert not desk.out.exists()
 
 
@@ -269,6 +283,10 @@ def test_never_writes_over_what_it_reads(desk: Desk, capsys: Capture) -> None:
         assert out.read_bytes() == before
     assert desk.sign("--key", desk.key) == 2
     assert desk.sign("--to-be-signed", desk.folder / "tbs", "--out", desk.out) == 2
+    (desk.folder / "old").write_bytes(b"somebody's")
+    assert desk.sign("--to-be-signed", desk.folder / "old") == 2
+    assert "exists" in capsys.readouterr().err
+    assert (desk.folder / "old").read_bytes() == b"somebody's"
 
 
 def test_warns_of_a_key_that_others_can_read(desk: Desk, capsys: Capture) -> None:
