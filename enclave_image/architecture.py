@@ -7,9 +7,12 @@ Documentation/arch/arm64/booting.rst; aws-nitro-enclaves-sdk-bootstrap kernel/ke
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from enum import StrEnum
+
+from attestation.errors import EnvironmentLacks
 
 from .errors import BuildFailed
 
@@ -73,6 +76,16 @@ class Architecture(StrEnum):
 
 
 BUILDER = Architecture.X86_64  # every build runs on it: the toolchain and the emulator are programs for it
+
+
+def demand_builder() -> None:
+    """Raise EnvironmentLacks on a machine that cannot run the toolchain; before anything is fetched for it."""
+    machine = os.uname().machine
+    if machine != BUILDER:
+        raise EnvironmentLacks(
+            "images are built on x86-64 alone: the locked toolchain is of programs for it", expected=BUILDER.value,
+            actual=machine, hint="build elsewhere and copy the image; `enclave run` and `attest verify` work here",
+        )  # fmt: skip
 
 
 def find_architecture(kernel: bytes | memoryview) -> Architecture | None:

@@ -14,7 +14,7 @@ from attestation.console import say
 
 from . import emulator
 from .application_half import TREE, application_key, find_application
-from .architecture import Architecture, fit_kernel
+from .architecture import Architecture, demand_builder, fit_kernel
 from .cache import Cache, using_cache
 from .config import ImageConfig, cache_dir, find_mirrors, find_snapshot
 from .eif import SectionType, write_eif
@@ -38,7 +38,7 @@ PLATFORM_KINDS = frozenset({"kernel", "init", "platform"})  # of cache entries t
 class Platform:
     """The half of the image that our Python code does not touch."""
 
-    kernel: bytes
+    kernel: bytes  # as its section has to hold it
     ramdisk: bytes
     guest: Guest  # unpacked: its interpreter compiles the other half
     origins: Path  # JSON: path in the ramdisk -> the file name of the input that it comes from
@@ -106,7 +106,7 @@ def make_image(
     )
     application = find_application(Cache(), platform.guest, level=config.zstd_level)
     sections = (
-        (SectionType.KERNEL, fit_kernel(platform.kernel, lock.architecture)),
+        (SectionType.KERNEL, platform.kernel),
         (SectionType.CMDLINE, config.command_line.encode()),
         (SectionType.METADATA, make_metadata(config, lock, kernel)),
         (SectionType.RAMDISK, platform.ramdisk),
@@ -123,6 +123,7 @@ def prepare_platform(
 
     Without `with_inputs` the inputs are neither fetched nor hashed where the cache has all that is made of them.
     """
+    demand_builder()
     demand_tool(lock)
     cache = Cache()
     have_kernel = kernel is not None or cache.find("kernel", _kernel_key(config, lock)) is not None
@@ -144,6 +145,8 @@ def _kernel_key(config: ImageConfig, lock: Lock) -> str:
 
 def _platform_key(config: ImageConfig, lock: Lock, init: Path) -> str:
     inputs = [*(p.sha256 for p in lock.packages_for(Role.ROOT)), *(w.sha256 for w in lock.wheels)]
+    for package in lock.packages_for(Role.EMULATOR):  # it ran what compiled and packed
+        inputs.append(emulator.emulator_key(package.sha256, lock.architecture))
     trim = config.directory / "trim.list"
     return platform_key(inputs, trim=trim, init=init, level=config.zstd_level, sources=find_sources(PLATFORM_STEP))
 
@@ -210,7 +213,7 @@ def _build_kernel(cache: Cache, config: ImageConfig, lock: Lock, inputs: Mapping
 def _build_platform(
     cache: Cache, config: ImageConfig, lock: Lock, inputs: Mapping[str, Path], given: GivenKernel | None
 ) -> Platform:
-    kernel = given.image if given else _build_kernel(cache, config, lock, inputs)
+    kernel = fit_kernel(given.image if given else _build_kernel(cache, config, lock, inputs), lock.architecture)
     tools = lock.packages_for(Role.TOOLCHAIN)
     toolchain = [inputs[package.name] for package in tools]
     init = build_init(
