@@ -27,7 +27,7 @@ SCHEMA = "veracruz.manifest/1"
 OURSELVES = "veracruz"
 LINKED = {  # their static libraries are in /init
     Architecture.X86_64: ("libc6-dev", "libgcc-14-dev"),
-    Architecture.AARCH64: ("libc6-dev-arm64-cross", "libgcc-14-dev-arm64-cross"),
+    Architecture.AARCH64: ("libc6-dev:arm64", "libgcc-14-dev-arm64-cross"),
 }
 KERNEL_HEADERS = "linux-libc-dev"  # of the kernel's own source package: its copyright file, in a small package
 PLATFORM, APPLICATION = 0, 1  # ramdisks

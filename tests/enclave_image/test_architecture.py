@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from attestation.errors import EXIT_USAGE, UsageError
-from enclave_image import emulator, guest
+from attestation.errors import EXIT_ENVIRONMENT, EXIT_USAGE, UsageError
+from enclave_image import emulator, guest, recipe
 from enclave_image.architecture import TEXT_OFFSET, Architecture, find_architecture, fit_kernel, read_banner
 from enclave_image.cache import Cache
 from enclave_image.config import DEFAULT_DIR, load_config
@@ -23,7 +25,7 @@ from enclave_image.errors import BuildFailed, MalformedConfig
 from enclave_image.given_kernel import load_given_kernel
 from enclave_image.guest import Guest
 from enclave_image.kernel_config import load_kernel_config, parse_fragment
-from enclave_image.lock import Role, format_lock, load_lock, parse_lock
+from enclave_image.lock import Lock, Role, format_lock, load_lock, parse_lock
 from host_shim.cli import main
 
 from .eif_specimens import make_arm_kernel, make_kernel
@@ -163,10 +165,21 @@ def test_the_shipped_locks_are_each_for_their_architecture() -> None:
     assert {package.bare_name for package in root.values()} == {p.name for p in x86.packages_for(Role.ROOT)}
     assert all(name.endswith(":arm64") for name in root)
     assert all(package.filename.endswith(("_arm64.deb", "_all.deb")) for package in root.values())
-    assert not any(package.filename.endswith("_arm64.deb") for package in arm.packages_for(Role.TOOLCHAIN))
+    foreign = {p.name for p in arm.packages_for(Role.TOOLCHAIN) if p.filename.endswith("_arm64.deb")}
+    assert foreign == {"libc6:arm64", "libc6-dev:arm64"}, "what /init is linked with, no program"
     assert [package.name for package in arm.packages_for(Role.EMULATOR)] == ["qemu-user"]
     assert [(w.name, w.version) for w in arm.wheels] == [(w.name, w.version) for w in x86.wheels]
     assert parse_lock(format_lock(arm)) == arm
+
+
+def test_the_shipped_locks_are_of_one_day() -> None:
+    """A package that is behind in one of them alone would be a fix that half the enclaves lack."""
+    x86, arm = (load_lock(lock_beside(DEFAULT_DIR, architecture)) for architecture in (X86, ARM))
+    assert x86.releases == arm.releases
+    versions = {package.name: package.version for package in x86.packages}
+    ours = {p.name: p.version for p in arm.packages if p.bare_name in versions}
+    assert ours == {name: versions[name.partition(":")[0]] for name in ours}
+    assert len(ours) > 40
 
 
 def test_a_lock_has_an_emulator_where_the_building_machine_needs_one_and_nowhere_else() -> None:
@@ -184,6 +197,42 @@ def test_a_lock_of_another_architecture_is_refused_before_anything_is_fetched(
     assert main(["image", "build", *words]) == EXIT_USAGE
     assert "expected x86_64, got aarch64" in (said := capsys.readouterr().err)
     assert "--architecture aarch64" in said
+
+
+@pytest.mark.parametrize("verb", ["reproduce", "audit"])
+def test_an_image_for_another_processor_is_not_held_against_this_ones_lock(
+    verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    image = tmp_path / "arm.eif"
+    data = (
+        (SectionType.KERNEL, make_arm_kernel()), (SectionType.CMDLINE, b"x"), (SectionType.METADATA, b"{}"),
+        (SectionType.RAMDISK, b"ramdisk"),
+    )  # fmt: skip
+    write_image(data, image, architecture=ARM)
+    assert main(["image", verb, str(image), "--offline"]) == EXIT_USAGE
+    said = capsys.readouterr().err
+    assert f"{image} is for another processor; expected x86_64, got aarch64" in said
+    assert "--architecture aarch64" in said
+
+
+def test_a_machine_that_cannot_run_the_toolchain_is_refused_before_anything_is_fetched(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["image", "build", "--out", str(tmp_path / "out.eif")]) == EXIT_ENVIRONMENT
+    assert "images are built on x86-64 alone" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.deb"))
+
+
+def test_the_platform_is_of_its_emulator_too(tmp_path: Path) -> None:
+    def key(lock: Lock) -> str:
+        return recipe._platform_key(load_config(architecture=lock.architecture), lock, tmp_path / "init")
+
+    (tmp_path / "init").write_bytes(b"init")
+    arm = load_lock(lock_beside(DEFAULT_DIR, ARM))
+    other = tuple(replace(p, sha256="0" * 64) if Role.EMULATOR in p.roles else p for p in arm.packages)
+    assert key(arm) != key(replace(arm, packages=other))
 
 
 # --- the image's own programs ---
