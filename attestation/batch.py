@@ -28,7 +28,7 @@ from .chain import Root
 from .chain_cache import DEFAULT_ENTRIES, ChainCache
 from .errors import AttestationError, EnvironmentLacks, MalformedInput
 from .expectations import Expectations
-from .verifier import Appraisal, verify
+from .verifier import Appraisal, require_arguments, verify
 
 CHUNK = 16  # documents handed to a process at once: with fewer, handing over takes its share
 CHUNKS_AHEAD = 2  # for each process: one that it works at, one that waits
@@ -67,14 +67,13 @@ def verify_batch(
     and MalformedInput at once for what concerns all documents, and EnvironmentLacks if processes cannot be started or
     die.
     """
-    expected.require_content()
-    if at.utcoffset() is None:
-        raise MalformedInput("the time to verify at has no time zone", actual=at.isoformat())
+    trusted = tuple(roots)
+    require_arguments(expected, at, trusted)
     count = usable_cores() if processes is None else processes
     if not 1 <= count <= MAX_PROCESSES:
         raise MalformedInput("batch: wrong number of processes", expected=f"1..{MAX_PROCESSES}", actual=count)
     ChainCache(entries=entries)  # raises here rather than in a process
-    setting = _Setting(expected, at, tuple(roots), entries)
+    setting = _Setting(expected, at, trusted, entries)
     if count == 1 or not _can_be_sent(setting):
         return _verify_here(documents, setting)
     return _verify_elsewhere(documents, setting, count)

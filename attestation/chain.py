@@ -26,6 +26,8 @@ __all__ = ["CLOCK_LEEWAY", "Chain", "ChainCache", "Link", "Root", "aws_root", "l
 
 CLOCK_LEEWAY = timedelta(seconds=5)  # leaves are not backdated: a clock that is a little slow meets one from the future
 
+STEP = timedelta(days=1)  # more than a clock is off by mistake: such evidence is old
+
 AWS_ROOT_FILE = "aws-nitro-root-g1.pem"
 # Of the DER; AWS publishes it in the Nitro Enclaves user guide, "Verifying the root of trust".
 AWS_ROOT_SHA256 = bytes.fromhex("641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b")
@@ -81,16 +83,16 @@ def aws_root() -> Root:
     return root
 
 
-def load_root(pem: bytes) -> Root:
-    """Return the root in a PEM file of exactly one self-signed P-384 CA certificate; raise MalformedInput."""
-    if len(pem) > MAX_CERTIFICATE_PEM:
-        raise MalformedInput("root: file too long", expected=f"at most {MAX_CERTIFICATE_PEM} bytes", actual=len(pem))
-    if b"-----BEGIN CERTIFICATE-----" not in pem:
-        raise MalformedInput(
-            "root: not usable", expected="PEM of one self-signed P-384 CA certificate", actual="no PEM of a certificate"
-        )
+def load_root(raw: bytes) -> Root:
+    """Return the root in a PEM or DER file of exactly one self-signed P-384 CA certificate; raise MalformedInput."""
+    wanted = "PEM or DER of one self-signed P-384 CA certificate"
+    if len(raw) > MAX_CERTIFICATE_PEM:
+        raise MalformedInput("root: file too long", expected=f"at most {MAX_CERTIFICATE_PEM} bytes", actual=len(raw))
+    binary = raw[:1] == b"0"  # a DER SEQUENCE
+    if not binary and b"-----BEGIN CERTIFICATE-----" not in raw:
+        raise MalformedInput("root: not usable", expected=wanted, actual="no certificate")
     try:
-        certificates = x509.load_pem_x509_certificates(pem)
+        certificates = [x509.load_der_x509_certificate(raw)] if binary else x509.load_pem_x509_certificates(raw)
         if len(certificates) != 1:
             raise ValueError(f"{len(certificates)} certificates")
         certificate = certificates[0]
@@ -103,9 +105,7 @@ def load_root(pem: bytes) -> Root:
         name = escape(certificate.subject.rfc4514_string())
     except BaseException as error:  # cryptography raises many types on malformed certificates
         reraise_interrupt(error)
-        raise MalformedInput(
-            "root: not usable", expected="PEM of one self-signed P-384 CA certificate", actual=error
-        ) from error
+        raise MalformedInput("root: not usable", expected=wanted, actual=error) from error
     return Root(der, name)
 
 
@@ -136,16 +136,30 @@ def verify_chain(
     moment = window.nearest(at)
     if not window.contains(moment):
         validate_path(certificates, at=window.nearest(made_at))  # raises unless time is all that is wrong
-        raise ClockOutOfStep(
-            f"the certificates are {'not yet' if at < window.not_before else 'no longer'} valid at the time given",
-            expected=str(window),
-            actual=_text(at),
-            hint="check this machine's clock" + ("" if at < window.not_before else "; for archived evidence give --at"),
-        )
+        raise _out_of_step(certificates, window, at)
     key = validate_path(certificates, at=moment)
     if links is not None:
         links.add(certificates)
     return _chain(root, certificates, key)
+
+
+def _out_of_step(certificates: Sequence[ChainCertificate], window: Window, at: datetime) -> ClockOutOfStep:
+    """Return the error for a sound chain at another time; the certificate that is named is the one that limits it."""
+    early = at < window.not_before
+    links = [certificate.link for certificate in certificates]
+    limit = max(links, key=lambda c: c.not_before) if early else min(links, key=lambda c: c.not_after)
+    clock, archive = "check this machine's clock", "for archived evidence give --at"
+    if early:
+        hint = clock
+    elif at - window.not_after > STEP:
+        hint = f"{archive}; else {clock}"
+    else:
+        hint = f"{clock}; {archive}"
+    return ClockOutOfStep(
+        f"the certificates are {'not yet' if early else 'no longer'} valid at the time given: that of "
+        f"{escape(limit.subject)} is not",
+        expected=str(window), actual=_text(at), hint=hint,
+    )  # fmt: skip
 
 
 def _verify_remembered(root: Root, path: tuple[bytes, ...], links: ChainCache, *, at: datetime) -> Chain | None:

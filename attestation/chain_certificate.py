@@ -73,7 +73,10 @@ class ChainCertificate:
                 f"the key of {escape(self.link.subject)} cannot be read", expected="a point of P-384", actual=error
             ) from error
         if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise UntrustedChain(f"the key of {escape(self.link.subject)} is not on P-384")
+            raise UntrustedChain(
+                f"the key of {escape(self.link.subject)} is not on P-384", expected="an EC key",
+                actual=type(key).__name__,
+            )  # fmt: skip
         return key
 
     @property

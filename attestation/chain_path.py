@@ -138,7 +138,10 @@ def validate_by_library(certificates: Sequence[ChainCertificate], *, at: datetim
             "the certificates do not form a valid chain", expected="a path as RFC 5280 6.1 wants it", actual=error
         ) from error
     if verified.chain != [leaf, *intermediates, anchor]:
-        raise UntrustedChain("the chain that was validated is not the whole cabundle")
+        raise UntrustedChain(
+            "the chain that was validated is not the whole cabundle", expected=f"{len(certificates)} certificates",
+            actual=f"{len(verified.chain)} of them, or others",
+        )  # fmt: skip
 
 
 def _check_contents(certificate: x509.Certificate) -> None:

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from . import explain_cli, participant_cli, verify_cli
+from .arguments import Parser
 from .console import Commands, new_group, run_command, run_verb
 
 
@@ -20,7 +20,7 @@ def add_verbs(commands: Commands) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m attestation verify ...`: the verifier alone, and what its errors mean."""
-    parser = argparse.ArgumentParser(prog="python -m attestation", allow_abbrev=False)
+    parser = Parser(prog="python -m attestation")
     commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     verify_cli.add_verbs(commands)
     explain_cli.add_verbs(commands, ["attestation"])

@@ -105,7 +105,8 @@ class Sign1:
 def parse_sign1(raw: bytes) -> Sign1:
     """Parse a COSE_Sign1, tagged or not; raise MalformedEvidence, or MalformedInput for what are no bytes.
 
-    The protected header is exactly one algorithm: with no other header there is none to misunderstand (`crit`).
+    The protected header is exactly one algorithm: with no other header there is none to misunderstand (`crit`). The
+    unprotected one is the caller's to judge, but for an algorithm in it.
     """
     if not isinstance(raw, bytes):
         raise MalformedInput("no document", expected="bytes", actual=type(raw).__name__)
@@ -129,6 +130,11 @@ def parse_sign1(raw: bytes) -> Sign1:
         )
     if not payload:
         raise MalformedEvidence("COSE_Sign1: empty payload", expected="a map in it", actual="0 bytes")
+    if HEADER_ALGORITHM in unprotected:  # RFC 9052 3: no label stands in both, and only one of them is signed
+        raise MalformedEvidence(
+            "COSE_Sign1: an algorithm in the unprotected header", expected="in the protected one alone",
+            actual=unprotected[HEADER_ALGORITHM],
+        )  # fmt: skip
     algorithm = _parse_algorithm(protected)
     if algorithm is not None and len(signature) != 2 * algorithm.coordinate_size:  # RFC 9053 2.1: r || s, full width
         raise MalformedEvidence(

@@ -7,12 +7,15 @@ documents are followed: optional fields are null rather than left out, may be em
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 from . import cbor
+from .chain import Chain, ChainCache, Root, verify_chain
+from .cose import Algorithm
 from .errors import MalformedEvidence, MalformedInput
 from .limits import (
     MAX_CABUNDLE,
@@ -28,9 +31,36 @@ from .measurements import Measurements
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+class Profile(ABC):
+    """One product's evidence: how its COSE_Sign1 is signed, its payload read, and the key found that signs it.
+
+    What a verifier does with evidence is the same for all (`attestation.verifier.verify`); what differs is here.
+    """
+
+    __slots__ = ()
+
+    name: str
+    algorithm: Algorithm  # of the signature; another is malformed
+    image: tuple[int, ...]  # the registers that together say what runs; each is in every document
+    zero_is_debug: bool  # whether a zero in one of them tells of debug mode
+
+    @abstractmethod
+    def parse(self, payload: bytes) -> Document:
+        """Return what a payload says, or raise MalformedEvidence, naming the field."""
+
+    @abstractmethod
+    def trace(
+        self, document: Document, *, roots: Sequence[Root], at: datetime, links: ChainCache | None = None
+    ) -> Chain:
+        """Return the key that has to have signed a document, and what vouches for it among `roots` at a time.
+
+        Raises UntrustedChain or ClockOutOfStep. `links` may make it faster and changes no result.
+        """
+
+
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """The schema of one product's payload: its keys in their order, its registers and what they mean."""
+class NitroProfile(Profile):
+    """The family of a Nitro enclave's documents: a map with text keys in one order, certificates among them."""
 
     name: str
     required: tuple[str, ...]
@@ -39,15 +69,33 @@ class Profile:
     digest: str
     register_size: int  # bytes
     register_count: int
-    image: tuple[int, ...]  # the registers that together say what runs; each must be there
-    zero_is_debug: bool  # whether a zero in one of them tells of debug mode
+    image: tuple[int, ...]
+    zero_is_debug: bool
+    algorithm: Algorithm = Algorithm.ES384
 
     def __post_init__(self) -> None:
         if not self.image:  # whoever demands all of none demands nothing
             raise MalformedInput(f"profile {self.name}: no register says what runs", expected="one at least")
+        needed = {"module_id", "digest", "timestamp", "certificate", "cabundle", self.registers}
+        if missing := needed - set(self.required):
+            raise MalformedInput(
+                f"profile {self.name}: keys that are not required", expected=", ".join(sorted(needed)),
+                actual=f"without {', '.join(sorted(missing))}",
+            )  # fmt: skip
+
+    def parse(self, payload: bytes) -> Document:
+        """Return what a payload says; raise MalformedEvidence, naming the field."""
+        return parse_document(payload, profile=self)
+
+    def trace(
+        self, document: Document, *, roots: Sequence[Root], at: datetime, links: ChainCache | None = None
+    ) -> Chain:
+        """Return the chain from the document's certificate through its cabundle to one of the roots."""
+        made_at = at if document.timestamp is None else document.timestamp
+        return verify_chain(document.certificate, document.cabundle, roots=roots, at=at, made_at=made_at, links=links)
 
 
-NITRO_ENCLAVE = Profile(
+NITRO_ENCLAVE = NitroProfile(
     name="nitro-enclave",
     required=("module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"),
     optional=("public_key", "user_data", "nonce"),
@@ -66,7 +114,7 @@ class Document:
 
     module_id: str
     digest: str
-    timestamp: datetime
+    timestamp: datetime | None  # None: evidence of a kind that tells none
     pcrs: Mapping[int, bytes]  # locked registers only
     certificate: bytes = field(repr=False)
     cabundle: tuple[bytes, ...] = field(repr=False)
@@ -80,7 +128,7 @@ class Document:
         return Measurements(self.pcrs[0], self.pcrs[1], self.pcrs[2])
 
 
-def parse_document(payload: bytes, *, profile: Profile = NITRO_ENCLAVE) -> Document:
+def parse_document(payload: bytes, *, profile: NitroProfile = NITRO_ENCLAVE) -> Document:
     """Parse a payload; raise MalformedEvidence, naming the field."""
     fields = cbor.decode(payload, what="payload", open_map=True)
     if type(fields) is not dict:
@@ -102,7 +150,7 @@ def parse_document(payload: bytes, *, profile: Profile = NITRO_ENCLAVE) -> Docum
     )
 
 
-def _check_keys(fields: Mapping[cbor.Value, cbor.Value], profile: Profile) -> None:
+def _check_keys(fields: Mapping[cbor.Value, cbor.Value], profile: NitroProfile) -> None:
     known = profile.required + profile.optional
     for key in fields:
         if key not in known:
@@ -126,7 +174,7 @@ def _module_id(value: cbor.Value) -> str:
     return value
 
 
-def _digest(value: cbor.Value, profile: Profile) -> str:
+def _digest(value: cbor.Value, profile: NitroProfile) -> str:
     if type(value) is not str or value != profile.digest:
         raise MalformedEvidence("digest: another algorithm", expected=profile.digest, actual=_shown(value))
     return value
@@ -140,7 +188,7 @@ def _timestamp(value: cbor.Value) -> datetime:
     return EPOCH + timedelta(milliseconds=value)
 
 
-def _registers(value: cbor.Value, profile: Profile) -> Mapping[int, bytes]:
+def _registers(value: cbor.Value, profile: NitroProfile) -> Mapping[int, bytes]:
     name, last = profile.registers, profile.register_count - 1
     if type(value) is not dict or not 0 < len(value) <= profile.register_count:
         raise MalformedEvidence(

@@ -90,7 +90,7 @@ class UntrustedChain(AttestationError):
 
 
 class ClockOutOfStep(UntrustedChain):
-    """The chain is sound but for the time given: the caller's clock is likely wrong, or the evidence is old."""
+    """Chain or document is sound but for the time given: the caller's clock is likely wrong, or the evidence is old."""
 
     slug = "clock-out-of-step"
     cure = "Set this machine's clock. Archived evidence: --at TIME, when it was received, or --at document."

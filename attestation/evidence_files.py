@@ -36,7 +36,7 @@ def decode_evidence(raw: bytes) -> bytes:
     text = b"".join(raw.removeprefix(_UTF8_MARK).split())
     reason = _name_other(raw, text)
     if reason is not None:
-        raise MalformedEvidence(f"no attestation document: {reason}", expected=FORM)
+        raise MalformedEvidence(f"no attestation document: {reason}", expected=FORM, actual=f"{len(raw)} bytes")
     digits = text.removeprefix(b"0x")
     try:
         if _HEX.fullmatch(digits):
@@ -82,5 +82,7 @@ def _read_stdin() -> bytes:
         )  # fmt: skip
     raw = sys.stdin.buffer.read(MAX_TEXT + 1)
     if len(raw) > MAX_TEXT:
-        raise MalformedEvidence("the document on standard input is too large", expected=f"at most {MAX_TEXT} bytes")
+        raise MalformedEvidence(
+            "the document on standard input is too large", expected=f"at most {MAX_TEXT} bytes", actual="more"
+        )
     return raw

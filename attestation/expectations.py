@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 
 from .binding import Purpose
 from .demands import (
-    Demand,
-    Evidence,
     ImageIs,
     InstanceIs,
     MaxAge,
@@ -27,13 +25,13 @@ from .demands import (
     RegisterIs,
     RootIs,
     SignerIs,
-    Term,
     UserDataIs,
 )
 from .document import NITRO_ENCLAVE, Profile
 from .errors import DebugEvidence, EmptyExpectations, MalformedInput, MeasurementMismatch
 from .limits import NONCE_SIZE
 from .measurements import Measurements
+from .terms import Demand, Evidence, Term
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -77,6 +75,10 @@ class ProfileIs(Term):
     """
 
     profile: Profile
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.profile, Profile):
+            raise MalformedInput("profile: wrong type", expected="Profile", actual=type(self.profile).__name__)
 
 
 class Permission(Term):
@@ -181,12 +183,17 @@ class Expectations:
         """The profile that the payload must have: a Nitro enclave's, unless ProfileIs says another."""
         profiles = {term.profile for term in self.terms if isinstance(term, ProfileIs)} or {NITRO_ENCLAVE}
         if len(profiles) > 1:
-            raise MalformedInput("two profiles are demanded", actual=", ".join(sorted(p.name for p in profiles)))
+            raise MalformedInput(
+                "two profiles are demanded", expected="one", actual=", ".join(sorted(p.name for p in profiles))
+            )
         (profile,) = profiles
         if profile != NITRO_ENCLAVE and any(
             isinstance(term, (*ENCLAVE_TERMS, UnsafeAcceptDebug)) for term in self.terms
         ):
-            raise MalformedInput("a demand on a Nitro enclave does not go with another profile", actual=profile.name)
+            raise MalformedInput(
+                "a demand on a Nitro enclave does not go with another profile", expected=NITRO_ENCLAVE.name,
+                actual=profile.name,
+            )  # fmt: skip
         return profile
 
     @cached_property
@@ -195,6 +202,11 @@ class Expectations:
         if any(isinstance(term, (ImageIs, SignerIs, UnsafeAcceptAnyImage)) for term in self.terms):
             return True
         return set(self.profile.image) <= {term.index for term in self.terms if isinstance(term, RegisterIs)}
+
+    @cached_property
+    def accepts_any_image(self) -> bool:
+        """Whether UnsafeAcceptAnyImage was given."""
+        return any(isinstance(term, UnsafeAcceptAnyImage) for term in self.terms)
 
     @cached_property
     def accepts_unsigned(self) -> bool:
@@ -210,6 +222,7 @@ class Expectations:
         raise EmptyExpectations(
             "nothing says which image may run" if self.terms else "nothing is demanded of the evidence",
             expected="PCR0, PCR1 and PCR2 of an image",
+            actual="none of them",
             hint="give measurements (PCR0, PCR1 and PCR2 together), or accept any image aloud",
         )
 

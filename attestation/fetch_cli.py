@@ -62,7 +62,7 @@ def fetch(args: argparse.Namespace) -> int:
     if appraisal is None:
         say("not verified: give --policy and --measurements, or `veracruz attest verify`")
     else:
-        text = f"{appraisal.verdict.value}: {appraisal.module_id}, made {appraisal.timestamp.isoformat()}"
+        text = f"{appraisal.verdict.value}: {appraisal.module_id}, made {appraisal.made}"
     emit(args, _data(args, evidence, document, appraisal), text)
     return EXIT_OK
 
@@ -111,6 +111,6 @@ def _data(args: argparse.Namespace, evidence: Evidence, document: str, appraisal
         "verdict": appraisal.verdict.value if appraisal else None,
     }
     if appraisal is not None:
-        data |= {"module_id": appraisal.module_id, "timestamp": appraisal.timestamp.isoformat()}
+        data |= {"module_id": appraisal.module_id, "timestamp": appraisal.made}
         data |= dump_measurements(appraisal.measurements)
     return data

@@ -44,8 +44,8 @@ def _read_pieces(
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
-            done = 0
-            if stat.S_ISREG(found.st_mode):
+            done, known = 0, stat.S_ISREG(found.st_mode)
+            if known:
                 done = found.st_size if found.st_size > limit else 0
             else:
                 limit = min(limit, MAX_STREAM)
@@ -57,7 +57,8 @@ def _read_pieces(
         missing = isinstance(error, FileNotFoundError)
         raise UsageError(f"cannot read the {what} {path}: {reason}", hint=hint if missing else None) from error
     if done > limit:
-        raise oversized(f"the {what} {path} is too large", expected=f"at most {limit} bytes")
+        actual = f"{done} bytes" if known else "more"
+        raise oversized(f"the {what} {path} is too large", expected=f"at most {limit} bytes", actual=actual)
 
 
 def user_folder(variable: str, fallback: str) -> Path:

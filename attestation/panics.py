@@ -12,8 +12,12 @@ _MODULE, _NAME = "pyo3_runtime", "PanicException"
 
 
 def reraise_interrupt(error: BaseException) -> None:
-    """Raise `error` again unless it is a failure: an Exception or a panic. KeyboardInterrupt and its like are none."""
-    if isinstance(error, Exception):
+    """Raise `error` again unless it is a failure: an Exception or a panic.
+
+    KeyboardInterrupt and its like are none, nor is MemoryError: it says something of this machine, and nothing of what
+    was read.
+    """
+    if isinstance(error, Exception) and not isinstance(error, MemoryError):
         return
     if (type(error).__module__, type(error).__name__) != (_MODULE, _NAME):
         raise error

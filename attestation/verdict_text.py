@@ -21,6 +21,7 @@ class Judgement:
 
     file: str
     at: datetime | None  # None where the document's own time was asked for, and it tells none
+    time: str  # whose that is: now, document, given
     checks: tuple[Check, ...]
     failed: Check | None  # the one that did not pass
     outcome: Appraisal | AttestationError
@@ -42,6 +43,7 @@ def dump_judgement(judgement: Judgement) -> dict[str, Any]:
         "verdict": judgement.verdict.value,
         **told,
         "verified_at": None if judgement.at is None else judgement.at.isoformat(),
+        "time": judgement.time,
         **(_facts(appraisal) if appraisal else dict.fromkeys(_FACTS)),
         "checks": _checks(judgement),
     }
@@ -57,7 +59,7 @@ def _facts(appraisal: Appraisal) -> dict[str, Any]:
     root = appraisal.root
     return {
         "module_id": appraisal.module_id,
-        "timestamp": appraisal.timestamp.isoformat(),
+        "timestamp": appraisal.timestamp and appraisal.timestamp.isoformat(),
         "digest": appraisal.digest,
         **dump_measurements(appraisal.measurements),
         "pcrs": {str(index): value.hex() for index, value in sorted(appraisal.pcrs.items())},
@@ -91,7 +93,7 @@ def make_line(judgement: Judgement) -> str:
 
 def make_text(appraisal: Appraisal) -> str:
     """Return what a document that passed says, for a person."""
-    lines = [f"{appraisal.verdict.value}: {appraisal.module_id}", f"  made        {appraisal.timestamp.isoformat()}"]
+    lines = [f"{appraisal.verdict.value}: {appraisal.module_id}", f"  made        {appraisal.made}"]
     if appraisal.root:
         lines.append(f"  root        {appraisal.root.name}")
     lines += [f"  PCR{n:<8} {value.hex()}" for n, value in sorted(appraisal.pcrs.items()) if any(value)]

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from .chain import Link, Root, verify_chain
+from .chain import CLOCK_LEEWAY, Chain, Link, Root
 from .chain_cache import ChainCache
-from .cose import Algorithm, Sign1, parse_sign1
-from .demands import Evidence
-from .document import NITRO_ENCLAVE, Document, Profile, parse_document
-from .errors import MalformedEvidence, MalformedInput, UnsignedEvidence
+from .cose import Sign1, parse_sign1
+from .document import NITRO_ENCLAVE, Document, Profile
+from .errors import ClockOutOfStep, MalformedEvidence, MalformedInput, UnsignedEvidence, UntrustedChain
 from .expectations import Expectations
 from .measurements import Measurements
+from .terms import Evidence
 
 
 class Verdict(StrEnum):
@@ -47,7 +47,7 @@ class Appraisal:
 
     verdict: Verdict
     module_id: str
-    timestamp: datetime
+    timestamp: datetime | None  # None: evidence of a kind that tells none
     digest: str
     pcrs: Mapping[int, bytes]  # locked registers only
     public_key: bytes | None
@@ -55,6 +55,11 @@ class Appraisal:
     nonce: bytes | None
     root: Root | None  # None where an unsigned document was accepted
     chain: tuple[Link, ...]  # leaf first
+
+    @property
+    def made(self) -> str:
+        """The time that the document tells of itself, in ISO 8601."""
+        return "at a time that it does not tell" if self.timestamp is None else self.timestamp.isoformat()
 
     @property
     def measurements(self) -> Measurements:
@@ -73,7 +78,8 @@ def verify(
        size limits (of another product's only where `expected` demands its profile).
     2. The leaf certificate in it chains to the one root that the participant chose, valid at the time given; a root
        named in the policy can narrow that choice, never widen it.
-    3. The signature over the payload is the leaf's.
+    3. The signature over the payload is the leaf's; the document was made while the leaf was valid, and not after the
+       time given.
     4. The document answers the participant's own fresh nonce (exactly 32 bytes).
     5. PCR0, PCR1 and PCR2 together are those of one image that the policy accepts and that the participant's own
        measurements name too; none is zero (a zeroed register means debug mode).
@@ -86,7 +92,7 @@ def verify(
     (`archived_time`) only for archived evidence. It may be off by `chain.CLOCK_LEEWAY`. The same arguments always have
     the same result: nothing is read but them. `links`, kept from call to call, saves the check of certificates that
     were found sound before; with it, without it and whatever is in it, the result is the same. Raises EmptyExpectations
-    where `expected` does not say what may run, and MalformedInput for a naive `at` or a document that is no `bytes`.
+    where `expected` does not say what may run, and MalformedInput for a naive `at` or an argument of another type.
     """
     steps = examine(document, expected=expected, at=at, roots=roots, links=links)
     while True:
@@ -101,28 +107,26 @@ def examine(
     document: bytes, *, expected: Expectations, at: datetime, roots: Sequence[Root], links: ChainCache | None = None
 ) -> Generator[Check, None, Appraisal]:
     """Do what `verify` does, yielding each check once it has passed; the appraisal is the generator's return value."""
-    if at.utcoffset() is None:
-        raise MalformedInput("the time to verify at has no time zone", actual=at.isoformat())
-    expected.require_content()
+    require_arguments(expected, at, roots)
 
     sign1 = parse_sign1(document)  # (1)
     _check_envelope(sign1, expected)
-    claims = parse_document(sign1.payload, profile=expected.profile)
+    claims = expected.profile.parse(sign1.payload)
     yield Check(1, lambda: f"attestation document of {claims.module_id}, made {_text(claims.timestamp)}")
 
     chain = None
     if sign1.algorithm is not None:
-        verified = chain = verify_chain(  # (2)
-            claims.certificate, claims.cabundle, roots=roots, at=at, made_at=claims.timestamp, links=links
-        )
+        verified = chain = expected.profile.trace(claims, roots=roots, at=at, links=links)  # (2)
         yield Check(2, lambda: f"chain to {verified.root.name}, valid at {_text(at)}")
         sign1.verify(chain.key)  # (3)
-        yield Check(3, "signature of the leaf over the payload")
+        _check_time(claims, chain, at)
+        yield Check(3, "signature of the leaf over the payload, made while it was valid")
 
     evidence = Evidence(claims, chain, at)
     debug = expected.check_debug(evidence)  # (5): before other demands, as it explains their failure
     expected.require_content(debug=debug)
-    yield Check(5, "debug mode, which was accepted: image not checked" if debug else "not in debug mode")
+    words = "debug mode, which was accepted: image not checked" if debug else "not in debug mode"
+    yield Check(5, words + ("; any image was accepted" if expected.accepts_any_image and not debug else ""))
     for demand in expected.demands:  # (2) narrowed, (4) to (8), and what else was pinned
         demand.check(evidence)
         yield Check(demand.point, demand.__str__)
@@ -141,16 +145,29 @@ def examine(
     )
 
 
+def require_arguments(expected: Expectations, at: datetime, roots: Sequence[Root]) -> None:
+    """Raise MalformedInput for arguments of `verify` of another type, EmptyExpectations where nothing is demanded."""
+    if not isinstance(expected, Expectations):
+        raise MalformedInput("no expectations", expected="Expectations.of(...)", actual=type(expected).__name__)
+    if not isinstance(at, datetime):
+        raise MalformedInput("no time to verify at", expected="a datetime", actual=type(at).__name__)
+    if at.utcoffset() is None:
+        raise MalformedInput("the time to verify at has no time zone", actual=at.isoformat())
+    if not isinstance(roots, Sequence) or not all(isinstance(root, Root) for root in roots):
+        raise MalformedInput("no roots", expected="a sequence of Root, such as [aws_root()]", actual=f"{roots!r:.80}")
+    expected.require_content()
+
+
 def archived_time(document: bytes, *, profile: Profile = NITRO_ENCLAVE) -> datetime:
     """Return the time that a document names itself, to verify archived evidence at; not verified, nor is anything.
 
-    Evidence verified at its own time was good then. It says nothing about now: give no secret for it.
+    Evidence verified at its own time was good then. It says nothing about now: give no secret for it. Raises
+    MalformedEvidence where there is none.
     """
-    return _parse(document, profile).timestamp
-
-
-def _parse(document: bytes, profile: Profile) -> Document:
-    return parse_document(parse_sign1(document).payload, profile=profile)
+    made_at = profile.parse(parse_sign1(document).payload).timestamp
+    if made_at is None:
+        raise MalformedEvidence("the document tells no time of its own", expected="one", actual="none")
+    return made_at
 
 
 def _check_envelope(sign1: Sign1, expected: Expectations) -> None:
@@ -161,8 +178,27 @@ def _check_envelope(sign1: Sign1, expected: Expectations) -> None:
             "the document is not signed", expected="ES384", actual="no signature",
             hint="QEMU's nitro-enclave machine writes such documents; anybody can",
         )  # fmt: skip
-    if sign1.algorithm not in (Algorithm.ES384, None):
-        raise MalformedEvidence("protected header: wrong algorithm", expected="ES384", actual=sign1.algorithm.name)
+    wanted = expected.profile.algorithm
+    if sign1.algorithm is not None and sign1.algorithm is not wanted:
+        raise MalformedEvidence("protected header: wrong algorithm", expected=wanted.name, actual=sign1.algorithm.name)
+
+
+def _check_time(claims: Document, chain: Chain, at: datetime) -> None:
+    """Check that a signed document was made before the time given, and by a leaf that was valid (point 3)."""
+    made_at = claims.timestamp
+    if made_at is None:
+        return
+    if made_at - at > CLOCK_LEEWAY:
+        raise ClockOutOfStep(
+            "the document was made after the time given", expected=f"at most {_text(at)}", actual=_text(made_at),
+            hint="check this machine's clock",
+        )  # fmt: skip
+    for leaf in chain.links[:1]:
+        if leaf.not_before - made_at > CLOCK_LEEWAY or made_at - leaf.not_after > CLOCK_LEEWAY:
+            raise UntrustedChain(
+                "the document was made while its certificate was not valid",
+                expected=f"{_text(leaf.not_before)} to {_text(leaf.not_after)}", actual=_text(made_at),
+            )  # fmt: skip
 
 
 def _verdict(evidence: Evidence, *, debug: bool) -> Verdict:
@@ -173,5 +209,5 @@ def _verdict(evidence: Evidence, *, debug: bool) -> Verdict:
     return Verdict.DEVELOPMENT if evidence.chain.root.development else Verdict.VERIFIED
 
 
-def _text(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds")
+def _text(moment: datetime | None) -> str:
+    return "at a time that it does not tell" if moment is None else moment.isoformat(timespec="seconds")

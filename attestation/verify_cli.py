@@ -7,7 +7,7 @@ import argparse
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from .chain import ChainCache, Root
 from .console import Commands, new_parser, printable, report, say, warn, write_out
@@ -16,8 +16,8 @@ from .evidence_files import STDIN, decode_evidence, read_evidence
 from .expectations import Expectations
 from .input_files import read_root
 from .verdict_text import SCHEMA, Judgement, dump_judgement, make_line, make_text
-from .verifier import Appraisal, Check, examine
-from .verify_options import add_options, read_expectations, read_time
+from .verifier import Appraisal, Check, archived_time, examine
+from .verify_options import DOCUMENT, NOW, add_options, read_expectations, read_time
 
 __all__ = ["SCHEMA", "add_verbs", "decode_evidence"]
 
@@ -25,9 +25,10 @@ __all__ = ["SCHEMA", "add_verbs", "decode_evidence"]
 BEFORE_DEMANDS = (
     Check(1, "form of an attestation document"),
     Check(2, "chain to the chosen root, valid at the time given"),
-    Check(3, "signature of the leaf over the payload"),
+    Check(3, "signature of the leaf over the payload, made while it was valid"),
     Check(5, "not in debug mode"),
 )
+AN_IMAGE = Check(5, "an image that is accepted")
 AGREEMENT = Check(5, "an image that both policy and measurements name")
 
 
@@ -47,14 +48,14 @@ def verify_files(args: argparse.Namespace) -> int:
     """Verify documents; print each one's appraisal or refusal once all are judged."""
     if args.files.count(STDIN) > 1:
         raise UsageError(f"{STDIN} may be given once: standard input holds one document")
-    expected, root = _read_demands(args), read_root(args.root)
+    expected, root, fixed = _read_demands(args), read_root(args.root), read_time(args.at)
     documents = [(name, _read(name)) for name in args.files]
     _say_what_is_unsafe(args, root)
     judgements, links = [], ChainCache()  # documents of one enclave share certificates: each is checked once
     for name, document in documents:
         if len(documents) > 1 and args.verbose:
             say(f"{name}:")
-        judgement = _judge(name, document, args, expected, root, links)
+        judgement = _judge(name, document, args, expected, root, fixed, links)
         if args.verbose and judgement.failed:
             say(f"failed  ({judgement.failed.point}) {judgement.failed.what}")
         judgements.append(judgement)
@@ -85,23 +86,25 @@ def _judge(
     args: argparse.Namespace,
     expected: Expectations | AttestationError,
     root: Root,
+    fixed: datetime | None,
     links: ChainCache,
 ) -> Judgement:
+    time = args.at if args.at in (NOW, DOCUMENT) else "given"
     if isinstance(expected, AttestationError):
-        return Judgement(name, None, (), AGREEMENT, expected)
+        return Judgement(name, None, time, (), AGREEMENT, expected)
     if isinstance(document, AttestationError):
-        return Judgement(name, None, (), BEFORE_DEMANDS[0], document)
+        return Judgement(name, None, time, (), BEFORE_DEMANDS[0], document)
     at: datetime | None = None
     checks: list[Check] = []
     try:
-        at = read_time(args.at, document)
+        at = fixed or (archived_time(document) if args.at == DOCUMENT else datetime.now(UTC))
         steps = examine(document, expected=expected, at=at, roots=[root], links=links)
         appraisal = _follow(steps, checks, verbose=args.verbose)
-    except EmptyExpectations:
-        raise  # the caller's fault, not the evidence's
     except AttestationError as error:
-        return Judgement(name, at, tuple(checks), _find_failed(checks, expected), error)
-    return Judgement(name, at, tuple(checks), None, appraisal)
+        # Only debug mode was accepted, and this one is not in it.
+        failed = AN_IMAGE if isinstance(error, EmptyExpectations) else _find_failed(checks, expected)
+        return Judgement(name, at, time, tuple(checks), failed, error)
+    return Judgement(name, at, time, tuple(checks), None, appraisal)
 
 
 def _find_failed(checks: Sequence[Check], expected: Expectations) -> Check | None:
@@ -151,7 +154,7 @@ def _say_what_is_unsafe(args: argparse.Namespace, root: Root) -> None:
         warn("--any-image: whatever code runs in the isolate is accepted")
     if args.allow_debug:
         warn("--allow-debug: the host of an isolate in debug mode sees what is in it, and no image is checked")
-    if args.at == "document":
+    if args.at == DOCUMENT:
         say("note: verified at the document's own time; that says nothing about now")
-    if args.at == "now" and args.nonce is None and args.max_age is None:
+    if args.at == NOW and args.nonce is None and args.max_age is None:
         say("note: neither --nonce nor --max-age: the document may be a replay, as old as its certificate (3 hours)")

@@ -43,9 +43,9 @@ from .input_files import read_certificate, read_measurements, read_policy
 from .limits import MAX_CERTIFICATE_PEM, PCR_SIZE
 from .measurements import signer_pcr
 from .panics import reraise_interrupt
-from .verifier import archived_time
 
 MAX_AGE = timedelta(days=36500)  # timedelta overflows somewhere above
+NOW, DOCUMENT = "now", "document"  # words of --at
 LEEWAY = f"{CLOCK_LEEWAY.total_seconds():.0f} s"
 
 
@@ -85,9 +85,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--max-age", metavar="SECONDS", action=Once, help="refuse a document made longer ago")
 
     add = parser.add_argument_group("what is trusted").add_argument
-    add("--root", metavar="aws|FILE", action=Once, default="aws", help="the root to trust (default: AWS's G1)")
+    add("--root", metavar="aws|FILE", action=Once, default="aws", help="AWS's G1 (default), or a PEM or DER file")
     add(
-        "--at", metavar="TIME|document|now", action=Once, default="now",
+        "--at", metavar="TIME|document|now", action=Once, default=NOW,
         help=f"verify at this time (ISO 8601), at the document's own, or now (default); clocks may differ by {LEEWAY}",
     )  # fmt: skip
     add("--allow-debug", action="store_true", help="unsafe: accept an isolate in debug mode")
@@ -100,6 +100,8 @@ def read_expectations(args: argparse.Namespace) -> Expectations:
     if args.signer is not None:
         terms.append(SignerIs(_signer(args.signer)))
     if args.any_image:
+        if measured or args.signer is not None:
+            raise UsageError("--any-image does not go with --measurements or --signer", hint="leave one of them out")
         terms.append(UnsafeAcceptAnyImage())
     if args.policy is not None:
         policy = read_policy(args.policy)
@@ -135,7 +137,7 @@ def _fields(args: argparse.Namespace) -> list[Term]:
     if args.role is not None:
         terms.append(ParentRoleIs(args.role))
     if args.max_age is not None:
-        if args.at == "document":
+        if args.at == DOCUMENT:
             raise UsageError("--max-age says nothing at the document's own time", hint="--at TIME, when you got it")
         terms.append(MaxAge(_seconds(args.max_age)))
     return terms
@@ -190,12 +192,10 @@ def _seconds(text: str) -> timedelta:
     return timedelta(seconds=int(text))
 
 
-def read_time(text: str, document: bytes) -> datetime:
-    """Return the time that `--at` names; raise MalformedInput, or MalformedEvidence where a document tells none."""
-    if text == "now":
-        return datetime.now(UTC)
-    if text == "document":
-        return archived_time(document)
+def read_time(text: str) -> datetime | None:
+    """Return the time that `--at` names, None for each document's own or the present; raise MalformedInput."""
+    if text in (NOW, DOCUMENT):
+        return None
     try:
         at = datetime.fromisoformat(text)
         if at.utcoffset() is None:

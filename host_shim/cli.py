@@ -18,13 +18,10 @@ IMAGE_COMMANDS = frozenset({"image", "cache"})  # the other packages take longer
 
 def make_parser(command: str = "") -> argparse.ArgumentParser:
     """Return the whole command line; of a command that is named in IMAGE_COMMANDS no more than its own part."""
-    import argparse
-
+    from attestation.arguments import Parser
     from enclave_image import cli as image_cli  # here, where Ctrl-C is already answered: these take a while
 
-    parser = argparse.ArgumentParser(
-        prog="veracruz", description="Compute together in attested isolates.", allow_abbrev=False
-    )
+    parser = Parser(prog="veracruz", description="Compute together in attested isolates.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     image_cli.add_verbs(commands)
     if command in IMAGE_COMMANDS:

@@ -12,24 +12,25 @@ from pathlib import Path
 from attestation.chain import aws_root, load_root
 from attestation.errors import VeracruzError
 from attestation.expectations import Expectations, ImageIs, NonceIs
+from attestation.files import read_limited
 from attestation.measurements import load_measurements
 from attestation.verifier import verify
 
 
 def main(*arguments: str) -> int:
     """Verify and print what the document binds; return an exit code."""
-    try:
-        document, measurements, nonce, root = arguments if len(arguments) == 4 else (*arguments, None)
-        image = ImageIs.any_of(load_measurements(Path(measurements).read_bytes()))
-        expected = Expectations.of(image, NonceIs(bytes.fromhex(nonce)))
-        chosen = load_root(Path(root).read_bytes()) if root else aws_root()
-        appraisal = verify(Path(document).read_bytes(), expected=expected, at=datetime.now(UTC), roots=[chosen])
-    except VeracruzError as error:
-        print(f"{error.slug}: {error}", file=sys.stderr)
-        return error.exit_code
-    except (OSError, ValueError) as error:  # a file that cannot be read, a nonce that is no hex, a wrong count
-        print(f"{error}\n{__doc__}", file=sys.stderr)
+    if len(arguments) not in (3, 4):
+        print(f"expected 3 or 4 arguments, got {len(arguments)}\n{__doc__}", file=sys.stderr)
         return 2
+    try:
+        files = arguments[:2] + arguments[3:]
+        document, images, *root = [read_limited(Path(name), limit=65536, what="file") for name in files]
+        expected = Expectations.of(ImageIs.any_of(load_measurements(images)), NonceIs(bytes.fromhex(arguments[2])))
+        chosen = load_root(root[0]) if root else aws_root()
+        appraisal = verify(document, expected=expected, at=datetime.now(UTC), roots=[chosen])
+    except (VeracruzError, ValueError) as error:  # ValueError: a nonce that is no hex
+        print(f"{getattr(error, 'slug', 'usage: NONCE_HEX')}: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
     print(appraisal.verdict, appraisal.module_id, (appraisal.public_key or b"").hex())
     return 0
 

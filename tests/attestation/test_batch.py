@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from attestation.batch import CHUNK, CHUNKS_AHEAD, Item, Outcome, usable_cores, verify_batch
-from attestation.demands import Demand, Evidence
 from attestation.errors import EmptyExpectations, FieldMismatch, MalformedInput
 from attestation.expectations import Expectations, ImageIs, NonceIs
+from attestation.terms import Demand, Evidence
 from attestation.verifier import Appraisal, verify
 
 from .documents import IMAGE, MADE_AT, NONCE, OTHER_IMAGE, make_document, make_pki
@@ -78,8 +78,15 @@ class _OfTheSpot(Demand):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_cannot_be_sent_to_another_process_has_its_own_result_too(processes: int) -> None:
     demands = [EXPECTED & _OfTheSpot(lambda _, passes=passes: passes) for passes in (True, False)]  # type: ignore[misc]
-    odd: list[Any] = [GOOD, memoryview(GOOD), Item(GOOD, expected=demands[0]), Item(GOOD, expected=demands[1])]
-    slugs = [None, "malformed-input", None, "field-mismatch"]
+    odd: list[Any] = [
+        GOOD,
+        memoryview(GOOD),
+        Item(GOOD, at="now"),
+        Item(GOOD, expected=5),
+        Item(GOOD, expected=demands[0]),
+        Item(GOOD, expected=demands[1]),
+    ]
+    slugs = [None, "malformed-input", "malformed-input", "malformed-input", None, "field-mismatch"]
     plain: list[Any] = [GOOD[:-1]] * CHUNK
     outcomes = verify_batch(plain + odd + plain, expected=EXPECTED, at=MADE_AT, roots=ROOTS, processes=processes)
     junk = ["malformed-evidence"] * CHUNK

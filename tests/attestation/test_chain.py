@@ -244,7 +244,8 @@ def test_a_clock_that_is_off_by_no_more_than_the_leeway_will_do(at: datetime) ->
         (LEAF_BEGINS - CLOCK_LEEWAY - SECOND, "not yet valid", "clock"),
         (LEAF_ENDS + CLOCK_LEEWAY + SECOND, "no longer valid", "--at"),
         (MADE_AT - timedelta(days=3000), "not yet valid", "clock"),
-        (MADE_AT + timedelta(days=30000), "no longer valid", "--at"),
+        (LEAF_ENDS + timedelta(hours=1), "no longer valid", "check this machine's clock; for archived evidence"),
+        (MADE_AT + timedelta(days=30000), "no longer valid", "for archived evidence give --at; else check"),
         (datetime.max.replace(tzinfo=MADE_AT.tzinfo), "no longer valid", "--at"),
         (datetime.min.replace(tzinfo=MADE_AT.tzinfo), "not yet valid", "clock"),
     ],
@@ -296,7 +297,9 @@ def _pem(der: bytes) -> bytes:
 
 
 def test_any_other_root_is_for_development() -> None:
-    assert load_root(_pem(SOUND.certificates["root"])).development
+    root = load_root(_pem(SOUND.certificates["root"]))
+    assert root.development
+    assert load_root(SOUND.certificates["root"]) == root
 
 
 @pytest.mark.parametrize(
@@ -305,7 +308,8 @@ def test_any_other_root_is_for_development() -> None:
         pytest.param(b"", id="empty"),
         pytest.param(b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n", id="nothing within"),
         pytest.param(b"x" * 20_000, id="too long"),
-        pytest.param(SOUND.certificates["root"], id="DER"),
+        pytest.param(SOUND.certificates["root"][:-1], id="cut DER"),
+        pytest.param(SOUND.certificates["root"] + b"\0", id="DER and more"),
         pytest.param(_pem(SOUND.certificates["root"]) * 2, id="two"),
         pytest.param(_pem(SOUND.certificates["regional"]), id="not self-signed"),
         pytest.param(_pem(make_pki(root={"ca": False}).certificates["root"]), id="no CA"),

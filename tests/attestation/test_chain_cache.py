@@ -6,13 +6,14 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,18 @@ from attestation.errors import AttestationError, ClockOutOfStep, MalformedInput,
 from attestation.expectations import Expectations, ImageIs, NonceIs
 from attestation.verifier import Appraisal, verify
 
-from .documents import IMAGE, MADE_AT, NITRO_FORMS, NONCE, Pki, make_certificate, make_document, make_pki
+from .documents import (
+    IMAGE,
+    MADE_AT,
+    NITRO_FORMS,
+    NONCE,
+    P384_ORDER,
+    Pki,
+    der,
+    make_certificate,
+    make_document,
+    make_pki,
+)
 from .test_chain import UNSOUND
 
 HOUR = timedelta(hours=1)
@@ -209,6 +221,29 @@ def test_only_what_is_new_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sound", "sound", "next leaf", "next instance", "next instance", "next zone"):
         assert isinstance(_case(PKIS[name]).run(links), Chain)
     assert counted.lengths == [4, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["zonal", "leaf"])
+def test_the_other_signature_of_a_certificate_makes_another_certificate(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(r, s) and (r, n - s) are both signatures: the same certificate in other bytes, which nobody has verified yet."""
+    counted, links = _Counted(monkeypatch), ChainCache()
+    pki = PKIS["sound"]
+    other = replace(pki, certificates={**pki.certificates, name: _malleate_certificate(pki.certificates[name])})
+    for chain in (pki, other, pki, other):
+        assert isinstance(_case(chain).run(links), Chain)
+    assert counted.lengths == [4, {"zonal": 3, "leaf": 1}[name]]
+    broken = replace(pki, certificates={**pki.certificates, name: pki.certificates[name][:-1] + b"\0"})
+    assert isinstance(_case(broken).run(links), UntrustedChain)
+
+
+def _malleate_certificate(certificate: bytes) -> bytes:
+    parsed = x509.load_der_x509_certificate(certificate)
+    r, s = decode_dss_signature(parsed.signature)
+    algorithm = bytes.fromhex("300a06082a8648ce3d040303")
+    signature = encode_dss_signature(r, P384_ORDER - s)
+    return der(0x30, parsed.tbs_certificate_bytes + algorithm + der(0x03, b"\0" + signature))
 
 
 def test_what_hangs_below_an_extension_of_another_kind_is_validated_whole(monkeypatch: pytest.MonkeyPatch) -> None:

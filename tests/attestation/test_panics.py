@@ -83,7 +83,7 @@ def test_a_panic_is_a_refusal(step: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert refusal.value.slug == slug
 
 
-@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), SystemExit(1), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), SystemExit(1), GeneratorExit(), MemoryError()], ids=repr)
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 def test_an_interrupt_is_none(step: Any, interrupt: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     module, name, run, _ = step

@@ -1,19 +1,36 @@
 # SPDX-License-Identifier: MIT
-"""Other evidence of the family joins as a value: a NitroTPM's documents, by a profile that only this test has."""
+"""Other evidence joins as a profile that only this test has: a NitroTPM's documents by a value, Arm's by a class."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
+import cbor2
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from attestation.chain import Root
-from attestation.document import NITRO_ENCLAVE, Profile
-from attestation.errors import EmptyExpectations, MalformedEvidence, MalformedInput, MeasurementMismatch, NonceMismatch
+from attestation import cbor
+from attestation.chain import Chain, ChainCache, Root
+from attestation.cose import Algorithm
+from attestation.document import NITRO_ENCLAVE, Document, NitroProfile, Profile
+from attestation.errors import (
+    BadSignature,
+    EmptyExpectations,
+    MalformedEvidence,
+    MalformedInput,
+    MeasurementMismatch,
+    NonceMismatch,
+    StaleEvidence,
+    UntrustedChain,
+)
 from attestation.expectations import (
     Expectations,
     ImageIs,
+    MaxAge,
     NonceIs,
     ProfileIs,
     RegisterIs,
@@ -28,7 +45,7 @@ from .documents import IMAGE, MADE_AT, NONCE, make_document, make_envelope, make
 
 # The keys and registers as Amazon's EC2 user guide lists them ("NitroTPM Attestation Document contents"): PCR4 is the
 # boot manager's code and PCR12 its command line. Nobody here had one that AWS signed, so it is no part of the product.
-NITRO_TPM = Profile(
+NITRO_TPM = NitroProfile(
     name="nitro-tpm",
     required=("module_id", "digest", "timestamp", "nitrotpm_pcrs", "certificate", "cabundle"),
     optional=("public_key", "user_data", "nonce"),
@@ -105,6 +122,12 @@ def test_a_profile_without_a_register_that_says_what_runs_cannot_be_made() -> No
         replace(NITRO_TPM, image=())
 
 
+@pytest.mark.parametrize("change", [{"registers": "foo"}, {"required": ("module_id", "digest")}])
+def test_a_profile_whose_payload_could_not_be_read_cannot_be_made(change: dict[str, Any]) -> None:
+    with pytest.raises(MalformedInput, match="keys that are not required"):
+        replace(NITRO_TPM, **change)
+
+
 def test_a_register_of_the_image_must_be_in_the_document() -> None:
     demanding = replace(NITRO_TPM, register_count=30, image=(4, 12, 29))
     with pytest.raises(MalformedEvidence, match=r"nitrotpm_pcrs\[29\]: missing"):
@@ -114,3 +137,99 @@ def test_a_register_of_the_image_must_be_in_the_document() -> None:
 def test_the_profile_of_a_nitro_enclave_is_the_default() -> None:
     assert Expectations.of().profile is NITRO_ENCLAVE
     assert _verify(make_document(PKI), ProfileIs(NITRO_ENCLAVE), ImageIs.any_of([IMAGE]), UnsafeAcceptDebug())
+
+
+# --- Arm's: RFC 9783, whose claims have integer keys, with a key that the verifier knows beforehand and no time ---
+
+NONCE_CLAIM, INSTANCE_CLAIM, COMPONENTS_CLAIM = 10, 256, 2399
+MEASUREMENT, SIGNER = 2, 5  # of a software component
+ES256_HEADER = cbor2.dumps({1: -7})
+INSTANCE = b"\x01" + bytes(range(32))
+KEY = ec.generate_private_key(ec.SECP256R1())
+SPKI = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+ANCHOR = Root(SPKI, INSTANCE.hex())
+LOADED = (RegisterIs(0, b"\x0a" * 48), RegisterIs(1, b"\x0b" * 48))
+
+
+@dataclass(frozen=True)
+class PsaToken(Profile):
+    """A PSA token of two software components; its anchor is the key of an instance, not a certificate."""
+
+    name: str = "psa"
+    algorithm: Algorithm = Algorithm.ES256
+    image: tuple[int, ...] = (0, 1)
+    zero_is_debug: bool = False
+
+    def parse(self, payload: bytes) -> Document:
+        claims = cbor.decode(payload, what="payload")
+        if type(claims) is not dict or list(claims) != [NONCE_CLAIM, INSTANCE_CLAIM, COMPONENTS_CLAIM]:
+            raise MalformedEvidence("payload: no PSA token", expected="its three claims", actual=cbor.describe(claims))
+        nonce, instance, components = claims.values()
+        if type(nonce) is not bytes or type(instance) is not bytes or type(components) is not tuple:
+            raise MalformedEvidence("payload: no PSA token", expected="its three claims", actual="other types")
+        registers = {}
+        for index, component in enumerate(components):
+            if type(component) is not dict or type(measurement := component.get(MEASUREMENT)) is not bytes:
+                raise MalformedEvidence("components: wrong form", expected="a measurement", actual="none")
+            registers[index] = measurement
+        if not set(self.image) <= set(registers):
+            raise MalformedEvidence("components: missing", expected=2, actual=len(registers))
+        return Document(
+            module_id=instance.hex(), digest="SHA384", timestamp=None, pcrs=registers, certificate=b"", cabundle=(),
+            public_key=None, user_data=None, nonce=nonce,
+        )  # fmt: skip
+
+    def trace(
+        self, document: Document, *, roots: Sequence[Root], at: datetime, links: ChainCache | None = None
+    ) -> Chain:
+        for root in roots:
+            if root.name == document.module_id:
+                key = load_der_public_key(root.certificate)
+                assert isinstance(key, ec.EllipticCurvePublicKey)
+                return Chain(root, (), key)
+        raise UntrustedChain("no key of this instance was chosen", expected=document.module_id, actual="none")
+
+
+def _token(*, key: ec.EllipticCurvePrivateKey = KEY, nonce: bytes = NONCE) -> bytes:
+    components = [{MEASUREMENT: bytes([10 + index]) * 48, SIGNER: bytes(48)} for index in range(2)]
+    payload = cbor2.dumps({NONCE_CLAIM: nonce, INSTANCE_CLAIM: INSTANCE, COMPONENTS_CLAIM: components})
+    return make_envelope(payload, key, protected=ES256_HEADER)
+
+
+def _verify_token(token: bytes, *terms: Term, root: Root = ANCHOR) -> Appraisal:
+    return _verify(token, ProfileIs(PsaToken()), *terms, root=root)
+
+
+def test_a_token_of_arms_verifies_under_the_key_of_its_instance() -> None:
+    appraisal = _verify_token(_token(), *LOADED, NonceIs(NONCE))
+    assert (appraisal.module_id, appraisal.timestamp, appraisal.chain) == (INSTANCE.hex(), None, ())
+    assert appraisal.root is ANCHOR
+    assert appraisal.made == "at a time that it does not tell"
+    assert verify(
+        _token(), expected=Expectations.of(ProfileIs(PsaToken()), *LOADED), at=MADE_AT, roots=[PKI.root, ANCHOR],
+        links=ChainCache(),
+    ).nonce == NONCE  # fmt: skip
+
+
+def test_it_is_refused_where_anything_is_another() -> None:
+    with pytest.raises(BadSignature):
+        _verify_token(_token(key=ec.generate_private_key(ec.SECP256R1())), *LOADED)
+    with pytest.raises(UntrustedChain, match="no key of this instance"):
+        _verify_token(_token(), *LOADED, root=PKI.root)
+    with pytest.raises(NonceMismatch):
+        _verify_token(_token(nonce=bytes(32)), *LOADED, NonceIs(NONCE))
+    with pytest.raises(MeasurementMismatch, match="PCR1"):
+        _verify_token(_token(), LOADED[0], RegisterIs(1, bytes(48)))
+    with pytest.raises(EmptyExpectations):
+        _verify_token(_token(), LOADED[0])
+    with pytest.raises(MalformedEvidence, match="wrong algorithm; expected ES384, got ES256"):
+        _verify(_token(), UnsafeAcceptAnyImage())
+    with pytest.raises(MalformedEvidence, match="wrong algorithm; expected ES256, got ES384"):
+        _verify_token(make_document(PKI), *LOADED)
+
+
+def test_evidence_without_a_time_has_neither_age_nor_archive() -> None:
+    with pytest.raises(StaleEvidence, match="tells no time"):
+        _verify_token(_token(), *LOADED, MaxAge(timedelta(days=1)))
+    with pytest.raises(MalformedEvidence, match="no time of its own"):
+        archived_time(_token(), profile=PsaToken())

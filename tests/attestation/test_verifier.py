@@ -6,10 +6,11 @@ from __future__ import annotations
 import inspect
 import socket
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from attestation.chain import aws_root
 from attestation.errors import (
@@ -54,9 +55,11 @@ from .documents import (
     make_pki,
     make_qemu_document,
     malleate,
+    milliseconds,
     sign,
 )
 
+SECOND = timedelta(seconds=1)
 PKI = make_pki()
 ROOT = PKI.root
 SESSION = Expectations.of(
@@ -226,6 +229,68 @@ def test_archived_evidence_verifies_at_its_own_time_only_if_the_caller_asks() ->
         _verify(document, at=years_later)
     assert archived_time(document) == MADE_AT
     assert _verify(document, at=archived_time(document)).timestamp == MADE_AT
+
+
+LEAF = x509.load_der_x509_certificate(PKI.leaf)
+
+
+@pytest.mark.parametrize(
+    ("made_at", "at", "error", "message"),
+    [
+        (LEAF.not_valid_after_utc + SECOND * 6, LEAF.not_valid_after_utc + SECOND * 4, UntrustedChain, "was not valid"),
+        (LEAF.not_valid_before_utc - SECOND * 6, MADE_AT, UntrustedChain, "made while its certificate was not valid"),
+        (MADE_AT - timedelta(days=400), MADE_AT, UntrustedChain, "made while its certificate was not valid"),
+        (MADE_AT + SECOND * 6, MADE_AT, ClockOutOfStep, "made after the time given"),
+        (MADE_AT + timedelta(days=4000), MADE_AT, ClockOutOfStep, "made after the time given"),
+    ],
+)
+def test_a_document_was_made_by_a_valid_leaf_and_not_in_the_future(
+    made_at: datetime, at: datetime, error: type[UntrustedChain], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        _verify(make_document(PKI, timestamp=milliseconds(made_at)), expected=ANY, at=at)
+    assert type(raised.value) is error
+    assert raised.value.expected
+    assert raised.value.actual
+
+
+@pytest.mark.parametrize(
+    ("made_at", "at"),
+    [
+        (MADE_AT + SECOND * 5, MADE_AT),
+        (LEAF.not_valid_before_utc - SECOND * 5, MADE_AT),
+        (LEAF.not_valid_after_utc + SECOND * 5, LEAF.not_valid_after_utc),
+        (LEAF.not_valid_before_utc, LEAF.not_valid_after_utc),
+    ],
+)
+def test_clocks_may_be_off_by_the_leeway(made_at: datetime, at: datetime) -> None:
+    document = make_document(PKI, timestamp=milliseconds(made_at))
+    assert _verify(document, expected=ANY, at=at).timestamp == made_at
+
+
+def test_a_leaf_that_never_expires_is_no_overflow() -> None:
+    pki = make_pki(leaf={"after": datetime.max.replace(tzinfo=UTC) - MADE_AT})
+    assert verify(make_document(pki), expected=ANY, at=MADE_AT, roots=[pki.root])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"at": "now"}, "no time to verify at; expected a datetime, got str"),
+        ({"at": None}, "no time to verify at"),
+        ({"roots": ROOT}, "no roots"),
+        ({"roots": [b"root"]}, "no roots"),
+        ({"roots": None}, "no roots"),
+        ({"expected": [NonceIs(NONCE)]}, "no expectations; expected .*, got list"),
+        ({"expected": None}, "no expectations"),
+        ({"document": "document"}, "no document; expected bytes, got str"),
+        ({"document": None}, "no document"),
+    ],
+)
+def test_an_argument_of_another_type_is_the_callers_mistake(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"document": make_document(PKI), "expected": ANY, "at": MADE_AT, "roots": [ROOT]}
+    with pytest.raises(MalformedInput, match=message):
+        verify(**(arguments | change))
 
 
 def test_the_same_arguments_have_the_same_result_and_nothing_else_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

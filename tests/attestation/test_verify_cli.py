@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from attestation import verify_cli
 from attestation.binding import Binding, Purpose, policy_hash
 from attestation.chain import CLOCK_LEEWAY
+from attestation.cli import main
 from attestation.console import run_verb
 from attestation.identity import make_identity
 from attestation.measurements import Measurements, dump_measurements, role_pcr, signer_pcr
@@ -374,7 +375,57 @@ def test_debug_mode_is_refused_unless_allowed(run: Run, files: Files) -> None:
     result = run(document, *options, "--json")
     assert (result.code, result.json["verdict"]) == (0, Verdict.DEBUG.value)
     assert "--allow-debug" in result.err
-    assert run(files.document, *options).code == 2  # no image is named for a document that is not in debug mode
+    # No image is named for a document that is not in debug mode: it is refused, and the others are judged all the same.
+    result = run(files.document, document, *options, "--json", "-v")
+    told: Any = result.json
+    assert result.code == 1
+    assert [(one["verdict"], one["slug"]) for one in told] == [
+        ("refused", "empty-expectations"), (Verdict.DEBUG.value, None)
+    ]  # fmt: skip
+    assert told[0]["checks"][-1] == {"point": 5, "what": "an image that is accepted", "passed": False}
+
+
+def test_what_was_accepted_leaves_its_trace(run: Run, files: Files) -> None:
+    told = run(files.document, "--root", files.root, "--at", "document", "--any-image", "--json").json
+    assert told["time"] == "document"
+    assert "not in debug mode; any image was accepted" in [check["what"] for check in told["checks"]]
+    told = run(files.document, *files.options, "--json").json
+    assert told["time"] == "given"
+    assert not any("any image" in check["what"] for check in told["checks"])
+
+
+@pytest.mark.parametrize("option", [("--measurements",), ("--signer", "08" * 48)])
+def test_any_image_does_not_go_with_an_image(run: Run, files: Files, option: tuple[str, ...]) -> None:
+    words = [*option, files.measurements] if len(option) == 1 else option
+    result = run(files.document, *words, "--root", files.root, "--at", AT, "--any-image")
+    assert result.code == 2
+    assert "--any-image does not go with" in result.err
+
+
+def test_a_time_of_the_wrong_form_is_told_before_any_document_is_judged(run: Run, files: Files) -> None:
+    options = ["yesterday" if option == AT else option for option in files.options]
+    result = run(files.write("empty", b""), *options, "--json")
+    assert result.code == 2
+    assert "--at: wrong form" in result.err
+
+
+def test_a_root_may_be_of_der(run: Run, files: Files) -> None:
+    root = files.write("root.der", PKI.root.certificate)
+    options = [root if option == files.root else option for option in files.options]
+    assert run(files.document, *options).code == 0
+
+
+def test_a_usage_error_is_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["verify", "x", "--no-such", "--json"], ["verify", "--json"], ["nothing", "--json"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+        said = capsys.readouterr()
+        assert json.loads(said.out)["error"]["slug"] == "usage"
+        assert "usage: " in said.err
+    with pytest.raises(SystemExit):
+        main(["verify"])
+    assert capsys.readouterr().out == ""
 
 
 def test_the_root_of_aws_is_the_default(run: Run, files: Files) -> None:
@@ -552,6 +603,7 @@ FORM: dict[str, Any] = {
     "actual": (None, str),
     "hint": (None, str),
     "verified_at": (None, datetime),
+    "time": "now|given|document",
     "module_id": (None, str),
     "timestamp": (None, datetime),
     "digest": (None, "SHA384"),
