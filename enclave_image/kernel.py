@@ -111,7 +111,7 @@ def build_kernel(
         root.mkdir()
         say(
             f"compiling the kernel for {config.architecture}, configuration {config.name} "
-            "(once; about five minutes on two cores)"
+            f"(once; about {'five' if config.architecture is BUILDER else 'ten'} minutes on two cores)"
         )
         make_sysroot(root, toolchain)
         unpack_source(source, root / "src")
