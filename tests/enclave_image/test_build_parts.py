@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Parts of the build that need no kernel: cache, sandbox, toolchain checks, trim list, configuration."""
+"""Parts of the build that need no kernel: cache, toolchain checks, trim list, configuration."""
 
 from __future__ import annotations
 
 import ast
-import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from enclave_image.config import DEFAULT_DIR, find_mirrors, load_config
 from enclave_image.errors import BuildFailed, MalformedConfig, NoSpace
 from enclave_image.lock import Archive, load_lock
 from enclave_image.rootfs import load_trim, strip_elf
-from enclave_image.toolchain import needed_libraries, sandboxed
+from enclave_image.toolchain import needed_libraries
 
 # --- cache ---
 
@@ -90,40 +89,6 @@ def test_refuses_a_malformed_configuration(tmp_path: Path, old: str, new: str, p
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(MalformedConfig, match=place):
         load_config(tmp_path / "config")
-
-
-# --- sandbox ---
-
-
-def test_sandbox_sees_its_root_alone(tmp_path: Path) -> None:
-    """A static program prints what it sees: no host directory, no network, another host name."""
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no compiler here")
-    source = tmp_path / "probe.c"
-    source.write_text(
-        "#include <stdio.h>\n#include <unistd.h>\n#include <sys/socket.h>\n#include <netinet/in.h>\n"
-        "int main(void) { char name[99] = {0}; gethostname(name, 98);\n"
-        "struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = 99, .sin_addr.s_addr = 0x0100007f};\n"
-        "int s = socket(AF_INET, SOCK_STREAM, 0);\n"
-        'printf("%s %d %d %d\\n", name, access("/etc/passwd", F_OK), access("/dev/null", W_OK),\n'
-        "connect(s, (void *)&a, sizeof a)); return 0; }\n"
-    )
-    root = tmp_path / "root"
-    (root / "usr/bin").mkdir(parents=True)
-    subprocess.run([compiler, "-static", "-o", root / "usr/bin/probe", source], check=True)
-    log = tmp_path / "log"
-    sandboxed(root, ["probe"], what="probe", log=log)
-    host, passwd, null, _ = log.read_text().splitlines()[-1].split()
-    assert host in ("build", os.uname().nodename)  # as root without namespaces the name stays
-    assert passwd == "-1"
-    assert null == "0"
-
-
-def test_a_command_that_fails_is_reported_with_its_last_lines(tmp_path: Path) -> None:
-    (tmp_path / "root/usr/bin").mkdir(parents=True)
-    with pytest.raises(BuildFailed, match="thing failed with exit code"):
-        sandboxed(tmp_path / "root", ["absent"], what="thing", log=tmp_path / "log")
 
 
 # --- root file system ---
