@@ -73,11 +73,13 @@ def user_folder(variable: str, fallback: str) -> Path:
 
 
 @contextlib.contextmanager
-def naming(path: Path, *, hint: str | None = None) -> Iterator[None]:
+def naming(
+    path: Path, *, hint: str | None = None, about: tuple[type[VeracruzError], ...] = (VeracruzError,)
+) -> Iterator[None]:
     """Let an error about a file's content, which the block raises, say which file; give it a hint if it has none."""
     try:
         yield
-    except VeracruzError as error:
+    except about as error:
         error.what = f"{path}: {error.what}"
         error.hint = error.hint or hint
         raise

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attestation.console import Commands, Progress, emit, new_parser, say, warn
-from attestation.errors import EXIT_OK, EXIT_REFUSED
+from attestation.errors import EXIT_OK, EXIT_REFUSED, MAX_SHOWN
 from attestation.files import naming
 
+from ..errors import MalformedEif, MalformedRamdisk, SigningRefused
 from .layout import HINT, Source, open_source
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def inspected(path: Path) -> Iterator[tuple[Source, Inspection]]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[Source, Inspection]]:
-    """Open and inspect an image; errors in the block name the file too."""
-    with inspected(path) as both, naming(path):
+    """Open and inspect an image; errors of the block that are about its content name the file too."""
+    with inspected(path) as both, naming(path, about=(MalformedEif, MalformedRamdisk, SigningRefused)):
         yield both
 
 
@@ -96,7 +97,7 @@ def extract_verb(args: argparse.Namespace) -> int:
     with opened(args.image) as (source, found):
         result = extract(source, found, args.out, files=args.files)
     for name, why in list(result.left_out.items())[:MAX_WARNINGS]:
-        warn(f"{name} was not written: {why}")
+        warn(f"{name if len(name) <= MAX_SHOWN else name[:MAX_SHOWN] + '...'} was not written: {why}")
     if len(result.left_out) > MAX_WARNINGS:
         warn(f"{len(result.left_out) - MAX_WARNINGS} more were not written: --json names them")
     if found.broken:
