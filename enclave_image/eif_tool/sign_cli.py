@@ -4,14 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import os
-import select
 import shlex
 import stat
-import subprocess
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +18,12 @@ from attestation.limits import MAX_CERTIFICATE_PEM
 
 from ..errors import SignerFailed
 from .cli import opened
+from .signer import MAX_SIGNATURE_FILE, run_signer
 
 if TYPE_CHECKING:  # both import cryptography, which a build does not need
     from .inspection import Inspection
     from .signing import Request
 
-MAX_SIGNATURE_FILE = 1024  # bytes; P-521 in DER has 139
-SIGNER_TIMEOUT = 300  # seconds: a person may have to touch a token
 NOTES = """What is signed is a COSE Sig_structure over PCR0, the same bytes for --signer (on its standard input) and in
 the file of --to-be-signed. The signer hashes them (SHA-256 for P-256, SHA-384 for P-384, SHA-512 for P-521) and gives
 ECDSA as r || s or as DER. Whatever signed, the result is verified with the certificate before anything is written."""
@@ -94,58 +88,6 @@ def _signature(args: argparse.Namespace, request: Request) -> bytes:
     if args.signature:
         return read_limited(args.signature, limit=MAX_SIGNATURE_FILE, what="signature")
     return run_signer(args.signer, request.to_be_signed)
-
-
-def run_signer(command: str, data: bytes) -> bytes:
-    """Return what a signing command writes for `data` on its standard input; raise UsageError, SignerFailed.
-
-    It runs in the user's own environment and terminal, unlike what a build runs: it may need an agent's socket, and ask
-    for a PIN.
-    """
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise UsageError(f"--signer: {error}") from error
-    if not words:
-        raise UsageError("--signer: no command")
-    try:
-        signer = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ)
-    except OSError as error:
-        raise SignerFailed(f"the signer cannot be started: {words[0]}", actual=error.strerror) from error
-    with signer:
-        try:
-            given = _exchange(signer, data)
-        except subprocess.TimeoutExpired as error:
-            raise SignerFailed(
-                "the signer did not end", expected=f"within {SIGNER_TIMEOUT} s", actual=words[0]
-            ) from error
-        finally:
-            signer.kill()  # one that has ended is not harmed
-    if len(given) > MAX_SIGNATURE_FILE:
-        raise SignerFailed("this is no signature", expected=f"at most {MAX_SIGNATURE_FILE} bytes", actual="more")
-    if signer.returncode != 0:
-        raise SignerFailed("the signer failed", expected="exit code 0", actual=signer.returncode)
-    return given
-
-
-def _exchange(signer: subprocess.Popen[bytes], data: bytes) -> bytes:
-    """Give a signer its input; return its output, or one byte more than any signature has as soon as that is there."""
-    assert signer.stdin is not None
-    assert signer.stdout is not None
-    deadline = time.monotonic() + SIGNER_TIMEOUT
-    with contextlib.suppress(BrokenPipeError), signer.stdin:  # it may read nothing, and fail
-        signer.stdin.write(data)  # less than a pipe holds
-    given = b""
-    while len(given) <= MAX_SIGNATURE_FILE:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([signer.stdout], [], [], left)[0]:
-            raise subprocess.TimeoutExpired(signer.args, SIGNER_TIMEOUT)
-        piece = os.read(signer.stdout.fileno(), MAX_SIGNATURE_FILE + 1 - len(given))
-        if not piece:
-            signer.wait(max(0.0, deadline - time.monotonic()))
-            break
-        given += piece
-    return given
 
 
 def _write_first_step(args: argparse.Namespace, request: Request) -> int:

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from pycose.messages import Sign1Message
 
 from attestation.measurements import signer_pcr
 from enclave_image.eif import load_eif, write_eif
-from enclave_image.eif_tool import sign_cli
+from enclave_image.eif_tool import signer
 from enclave_image.eif_tool.layout import BytesSource, read_layout
 from enclave_image.eif_tool.signature_section import read_signatures
 from host_shim.cli import main
@@ -234,11 +237,41 @@ def test_a_command_that_never_stops_writing_or_never_ends_is_ended(
 ) -> None:
     assert desk.sign("--signer", "yes", "--out", desk.out) == 3
     assert "at most 1024 bytes, got more" in capsys.readouterr().err
-    monkeypatch.setattr(sign_cli, "SIGNER_TIMEOUT", 0.3)
+    monkeypatch.setattr(signer, "SIGNER_TIMEOUT", 0.3)
     for command in ("sleep 60", "sh -c 'exec >&-; exec sleep 60'"):
         assert desk.sign("--signer", command, "--out", desk.out) == 3
         assert "the signer did not end; expected within 0.3 s" in capsys.readouterr().err
     assert not desk.out.exists()
+
+
+def test_a_command_that_talks_without_end_is_ended(
+    desk: Desk, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signer, "SIGNER_TIMEOUT", 2)
+    assert desk.sign("--signer", "sh -c 'exec yes >&2'", "--out", desk.out) == 3
+    assert len(err := capsys.readouterr().err) < 70_000
+    assert "the signer did not end; expected within 2 s" in err
+
+
+def test_what_a_command_says_is_passed_on_escaped_and_bounded(desk: Desk, capsys: Capture) -> None:
+    hostile = r"sys.stderr.buffer.write(b'touch it: \xc3\xa9 \x1b]0;owned\x07\xff\n' + b'again ' * 50_000)"
+    assert desk.sign("--signer", signer_command(desk, f"{hostile}\n{SIGNERS['DER']}"), "--out", desk.out) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("touch it: \u00e9 \\x1b]0;owned\\x07\\xff\nagain again ")
+    assert "the signer says more than 65536 bytes: the rest is left out" in err
+    assert len(err) < 70_000
+
+
+def test_a_command_may_leave_an_agent_behind(desk: Desk) -> None:
+    """An agent that it starts keeps its pipes open; the signature is there when the command ends."""
+    agent = "import subprocess\nleft = subprocess.Popen(['sleep', '30'])\nopen('agent', 'w').write(str(left.pid))"
+    command = signer_command(desk, f"{SIGNERS['DER']}\n{agent}".replace("'agent'", repr(str(desk.folder / "agent"))))
+    start = time.monotonic()
+    try:
+        assert desk.sign("--signer", command, "--out", desk.out) == 0
+        assert time.monotonic() - start < 20
+    finally:
+        os.kill(int((desk.folder / "agent").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("command", "code"), [("/no/such/signer", 3), ("'", 2), ("", 2)])
