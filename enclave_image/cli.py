@@ -69,8 +69,8 @@ def build_verb(args: argparse.Namespace) -> int:
     for target in targets.values():
         if target is not None:
             demand_target(target)
-    demand_apart(targets, [args.kernel, *container_files(args), *source_files(args)])
     config, lock = load_sources(args)
+    demand_apart(targets, [args.kernel, *container_files(args), *source_files(args, config)])
     kernel = read_kernel(args)
     more: dict[str, Any] = {}
     if args.from_oci is not None:

@@ -44,6 +44,7 @@ class ImageConfig:
     kernel_config: KernelConfig
     kernel_patches: tuple[Patch, ...]  # in the order in which they are applied
     directory: Path
+    files: tuple[Path, ...]  # all that was read: image.toml and what stands beside it
     architecture: Architecture = BUILDER
     emulator: str = ""  # a package's name: what runs the image's own programs where the building machine cannot
 
@@ -109,8 +110,10 @@ def load_config(
     """
     path = directory / "image.toml"
     hint = f"--config names a directory such as {DEFAULT_DIR}"
+    read_files: list[Path] = []
 
     def read(name: str) -> bytes:
+        read_files.append(directory / name)
         return read_limited(directory / name, limit=MAX_CONFIG, what="configuration", hint=hint)
 
     files = {name: read(name) for name in ("image.toml", "trim.list")}
@@ -130,7 +133,8 @@ def load_config(
     snapshot = mirrors.get("snapshot", "")
     if not isinstance(snapshot, str):
         raise MalformedConfig(f"{path}: mirrors.snapshot", expected="an address", actual=snapshot)
-    patches = _patches(table.pop("kernel_patches", []), directory)
+    patches = _patches(named := table.pop("kernel_patches", []), directory)
+    read_files += [directory / row["file"] for row in named]
     emulator = _apply(table, architecture, str(path))
     chosen = table.pop("kernel_config", DEFAULT)
     try:
@@ -150,11 +154,12 @@ def load_config(
         )
     if not isinstance(chosen, str):
         raise MalformedConfig(f"{path}: kernel_config", expected="a name", actual=chosen)
+    kernel = load_kernel_config(kernel_config or chosen, architecture, read)
     return ImageConfig(
         name=texts["name"], suite=texts["suite"], command_line=texts["command_line"],
         kernel_source=texts["kernel_source"], toolchain=lists["toolchain"], root=lists["root"], wheels=lists["wheels"],
         zstd_level=level, source_date_epoch=epoch, directory=directory,
-        kernel_config=load_kernel_config(kernel_config or chosen, architecture, read), kernel_patches=patches,
+        files=tuple(read_files), kernel_config=kernel, kernel_patches=patches,
         debian_mirrors=_strings(mirrors.get("debian", []), "mirrors.debian"),
         security_mirrors=_strings(mirrors.get("debian-security", []), "mirrors.debian-security"),
         snapshot=snapshot, architecture=architecture, emulator=emulator,

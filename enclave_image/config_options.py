@@ -33,11 +33,9 @@ def find_lock(args: argparse.Namespace) -> Path:
     return named or lock_beside(args.config, Architecture(args.architecture))
 
 
-def source_files(args: argparse.Namespace) -> list[Path]:
+def source_files(args: argparse.Namespace, config: ImageConfig) -> list[Path]:
     """Return the files that a build reads of its configuration, and its lock: none may be a verb's output."""
-    folder: Path = args.config
-    names = ("image.toml", "trim.list", "patches")
-    return [find_lock(args), *(folder / name for name in names), *folder.glob("*.fragment")]
+    return [find_lock(args), *config.files]
 
 
 def load_sources(args: argparse.Namespace) -> tuple[ImageConfig, Lock]:

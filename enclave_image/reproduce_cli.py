@@ -47,8 +47,8 @@ def reproduce_verb(args: argparse.Namespace) -> int:
     given = hash_limited(args.image, limit=MAX_EIF, what="image")  # before anything is written
     if args.out is not None:
         demand_target(args.out)
-        demand_apart({"--out": args.out}, [args.image, args.kernel, *source_files(args)])
     config, lock = load_sources(args)
+    demand_apart({"--out": args.out}, [args.image, args.kernel, *source_files(args, config)])
     kernel = read_kernel(args)
     with using_cache():
         made = make_image(

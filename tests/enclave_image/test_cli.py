@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enclave_image.config import DEFAULT_DIR
+from enclave_image.config import DEFAULT_DIR, load_config
 from enclave_image.eif import SectionType, write_eif
 from host_shim.cli import main
 
@@ -150,6 +150,9 @@ def test_a_lock_that_was_tampered_with_is_refused(
         ),
         (["--out", "config/kernel.fragment"], "would replace"),
         (["--out", "config/patches/vsock-replies.patch"], "would replace"),
+        (["--out", "hard.patch"], "--out hard.patch would replace what it is made from: config/own.patch"),
+        (["--out", "config/kernel-minimal.fragment", "--kernel-config", "minimal"], "would replace"),
+        (["--lock", "other.lock", "--out", "other.lock"], "would replace"),
         (["--out", "x.eif", "--from-oci", "layout", "--measurements", "layout/blobs/sha256/a"], "would replace"),
         (["--out", "x.eif", "--sbom", "./x.eif"], "--out and --sbom name the same file"),
         (["--out", "x.eif", "--manifest", "config/../x.eif"], "--out and --manifest name the same file"),
@@ -163,12 +166,16 @@ def test_no_output_is_an_input_or_another_output(
     shutil.copytree(DEFAULT_DIR, "config")
     Path("kernel").write_bytes(b"a kernel")
     Path("kernel2").hardlink_to("kernel")
+    shutil.copyfile("config/enclave.lock", "other.lock")
+    shutil.copyfile("config/patches/vsock-replies.patch", "config/own.patch")  # any name beside image.toml will do
+    Path("hard.patch").hardlink_to("config/own.patch")
+    table = (settings := Path("config/image.toml")).read_text()
+    (patch,) = load_config().kernel_patches
+    settings.write_text(f'{table}\n[[kernel_patches]]\nfile = "own.patch"\nsha256 = "{patch.sha256}"\n')
     Path("link").symlink_to("kernel")
     Path("layout/blobs/sha256").mkdir(parents=True)
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-    options = ["--config", "config", "--offline", *([] if "--from-oci" in words else ["--kernel", "kernel"])]
-    if says.startswith("--out and"):
-        options = options[:3]
+    options = ["--config", "config", "--offline", *(["--kernel", "kernel"] if words[1] in ("kernel", "link") else [])]
     assert main(["image", "build", *options, *words]) == 2
     assert says in capsys.readouterr().err
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
