@@ -19,6 +19,7 @@ from .eif import read_eif
 from .errors import BuildFailed
 from .given_kernel import GivenKernel
 from .initramfs import File, Link, Node, only_executable, read_tree
+from .kernel import INIT_SOURCES
 from .licences import Bundled, DebianFacts, Licences, read_deb, read_wheel
 from .lock import Archive, Lock, LockedPackage, LockedWheel, Role
 from .recipe import Made
@@ -31,6 +32,8 @@ LINKED = {  # their static libraries are in /init
 }
 KERNEL_HEADERS = "linux-libc-dev"  # of the kernel's own source package: its copyright file, in a small package
 PLATFORM, APPLICATION = 0, 1  # ramdisks
+TOP = Path(__file__).parent.parent
+INIT_SOURCE = ", ".join(path.relative_to(TOP).as_posix() for path in INIT_SOURCES)  # of the file /init
 
 
 class Kind(StrEnum):
@@ -178,7 +181,7 @@ def _files(lock: Lock, made: Made) -> Iterator[FileRecord]:
     origins = {path: names[file] for path, file in json.loads(made.platform.origins.read_text()).items()}
     tree = only_executable("init", read_tree(made.platform.guest.root))
     for path, entry in tree.items():
-        source = "enclave_image/runtime/init.c" if path == "init" else ""
+        source = INIT_SOURCE if path == "init" else ""
         yield record(path, entry, ramdisk=PLATFORM, component=origins.get(path, OURSELVES), source=source)
     for path, entry in made.application.items():
         yield record(path, entry, ramdisk=APPLICATION, component=OURSELVES, source=find_source(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from enclave_image.comparison import Comparison, Fault, compare_images, kernel_v
 from enclave_image.eif import Eif, SectionType, read_eif, write_eif
 from enclave_image.errors import MalformedRamdisk
 from enclave_image.initramfs import File, Link, Node, Tree, write_cpio
-from enclave_image.inventory import Component, Inventory, Kind, dump_inventory, record
+from enclave_image.inventory import INIT_SOURCE, Component, Inventory, Kind, dump_inventory, record
+from enclave_image.kernel import INIT_SOURCES
 from enclave_image.reproduce_cli import verdict
 from host_shim.cli import main
 
@@ -51,7 +53,9 @@ def make_inventory(boot: Tree = BOOT, app: Tree = APP) -> Inventory:
         Component(Kind.KERNEL, "linux-source-6.12", "6.12.117-1", (), "x", source="linux", source_version="6.12.117-1"),
     )  # fmt: skip
     files = [
-        record(path, entry, ramdisk=0, component=NAMED.get(path, "veracruz"), source="init.c" if path == "init" else "")
+        record(
+            path, entry, ramdisk=0, component=NAMED.get(path, "veracruz"), source=INIT_SOURCE if path == "init" else ""
+        )
         for path, entry in boot.items()
     ]
     files += [
@@ -204,6 +208,14 @@ def test_the_manifest_names_every_file_and_component() -> None:
     assert told["schema"] == "veracruz.manifest/1"
     assert {row["component"] for row in told["files"]} <= {row["name"] for row in told["components"]}
     assert [row["licences"] for row in told["components"]] == [("MIT",), ("Apache-2.0",), ()]
+
+
+def test_the_first_process_comes_from_all_that_it_is_compiled_from() -> None:
+    assert INIT_SOURCE == "enclave_image/runtime/init.c, enclave_image/runtime/first_process.h"
+    included = re.findall(r'^#include "(.+)"$', "".join(path.read_text() for path in INIT_SOURCES), re.MULTILINE)
+    assert set(included) == {path.name for path in INIT_SOURCES[1:]}
+    done = compare(make_image(boot={**BOOT, "init": File(b"other", executable=True)}))
+    assert [row.origin for row in done.files] == [INIT_SOURCE]
 
 
 def test_the_bill_of_materials_is_the_same_for_the_same_image() -> None:
