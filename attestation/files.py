@@ -145,7 +145,7 @@ def replacing(path: Path, *, mode: int = 0o644, refuse_existing: bool = False) -
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
     except OSError as error:
-        raise EnvironmentLacks(f"cannot write in {path.parent}: {error.strerror}") from error
+        raise not_writable(path.parent, error) from error
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -157,10 +157,25 @@ def replacing(path: Path, *, mode: int = 0o644, refuse_existing: bool = False) -
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        raise EnvironmentLacks(f"cannot write {path}: {error.strerror}", hint="free some space there") from error
+        raise EnvironmentLacks(f"cannot write {path}: {error.strerror}", hint=room_hint(error)) from error
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def not_writable(folder: Path, error: OSError) -> EnvironmentLacks:
+    """Return the error for a directory in which no file could be made."""
+    reason = error.strerror
+    if isinstance(error, FileNotFoundError) and folder.is_dir():  # so says /proc to whoever is root
+        reason = "its file system takes no new files"
+    return EnvironmentLacks(f"cannot write in {folder}: {reason}")
+
+
+def room_hint(error: OSError, *, space: str = "free some space there") -> str | None:
+    """Return what to do where a write was refused: `space` for want of it; a limit on a file's size is no such want."""
+    if error.errno == errno.EFBIG:
+        return "a limit of this process or of that file system on a file's size: ulimit -f shows the first"
+    return space if error.errno in NO_ROOM else None
 
 
 def _put_in_place(temporary: Path, path: Path, *, refuse_existing: bool) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from attestation.files import NO_ROOM
+from attestation.files import NO_ROOM, room_hint
 
 from .errors import InputMismatch, NoSpace
 
@@ -177,7 +177,7 @@ def _append(
     except OSError as error:
         if error.errno in NO_ROOM:
             part.unlink(missing_ok=True)
-            hint = "free some, or set XDG_CACHE_HOME"
+            hint = room_hint(error, space="free some, or set XDG_CACHE_HOME")
             raise NoSpace(f"cannot write {part}: {error.strerror}", hint=hint) from error
         raise
 

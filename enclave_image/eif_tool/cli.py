@@ -14,7 +14,7 @@ from attestation.console import Commands, Progress, emit, new_parser, say, warn
 from attestation.errors import EXIT_OK, EXIT_REFUSED, MAX_SHOWN
 from attestation.files import naming
 
-from ..errors import MalformedEif, MalformedRamdisk, SigningRefused
+from ..errors import MalformedEif, MalformedRamdisk
 from .layout import HINT, Source, open_source
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def inspected(path: Path) -> Iterator[tuple[Source, Inspection]]:
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[Source, Inspection]]:
     """Open and inspect an image; errors of the block that are about its content name the file too."""
-    with inspected(path) as both, naming(path, about=(MalformedEif, MalformedRamdisk, SigningRefused)):
+    with inspected(path) as both, naming(path, about=(MalformedEif, MalformedRamdisk)):
         yield both
 
 

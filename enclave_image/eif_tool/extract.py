@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attestation.errors import EnvironmentLacks, UsageError
+from attestation.files import not_writable, room_hint
 
 from ..cache import demand_space
 from ..eif import MAX_SIGNATURE, SectionType
@@ -42,7 +43,7 @@ def extract(source: Source, found: Inspection, out: Path, *, files: bool) -> Ext
         demand_space(out.parent, found.layout.size)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name[:64]}.", dir=out.parent))
     except OSError as error:
-        raise EnvironmentLacks(f"cannot write in {out.parent}: {error.strerror}") from error
+        raise not_writable(out.parent, error) from error
     result = Extracted({}, {})
     try:
         _write_sections(source, found, scratch, result)
@@ -53,7 +54,7 @@ def extract(source: Source, found: Inspection, out: Path, *, files: bool) -> Ext
         scratch.chmod(0o755)
         scratch.rename(out)
     except OSError as error:
-        raise EnvironmentLacks(f"cannot write {out}: {error.strerror}") from error
+        raise EnvironmentLacks(f"cannot write {out}: {error.strerror}", hint=room_hint(error)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return result

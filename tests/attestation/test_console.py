@@ -163,12 +163,23 @@ def test_a_full_disk_keeps_the_old_content_and_names_the_file(tmp_path: Path) ->
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # to a writer the same as a full disk
     try:
-        with pytest.raises(EnvironmentLacks, match=f"cannot write {path}: File too large"), replacing(path) as file:
+        with (
+            pytest.raises(EnvironmentLacks, match=f"cannot write {path}: File too large") as caught,
+            replacing(path) as file,
+        ):
             file.write(bytes(2000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "ulimit -f" in str(caught.value.hint)  # there may be space enough
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_that_takes_no_files_is_not_said_to_be_missing() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("an ordinary user has no right there, and is told that")
+    with pytest.raises(EnvironmentLacks, match="cannot write in /proc: its file system takes no new files"):
+        write_whole(Path("/proc/veracruz"), b"x")
 
 
 def test_a_target_in_no_directory_is_told_first(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -215,6 +216,35 @@ def test_a_damaged_ramdisk_leaves_nothing_behind(tmp_path: Path, capsys: Capture
     assert "section 3 (ramdisk)" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["image.eif"]
     assert main(["image", "extract", str(image), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_what_the_machine_refuses_is_not_said_to_be_the_images(tmp_path: Path, capsys: Capture) -> None:
+    image = tmp_path / "image.eif"
+    image.write_bytes(GOOD)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # less than its kernel
+    try:
+        assert main(["image", "extract", str(image), "--out", str(tmp_path / "out")]) == 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: cannot write {tmp_path / 'out'}: File too large\n")
+    assert "ulimit -f" in err
+    assert not (tmp_path / "out").exists()
+    assert main(["image", "extract", str(image), "--out", str(image)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {image} exists")
+    assert "image build" not in err
+
+
+def test_a_long_path_is_cut_in_a_warning_and_whole_in_json(tmp_path: Path, capsys: Capture) -> None:
+    name = "d" * 300 + "/" + "f" * 300
+    image = tmp_path / "image.eif"
+    image.write_bytes(with_ramdisk(member(name, b"x") + END))
+    assert main(["image", "extract", str(image), "--out", str(tmp_path / "out"), "--files", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert max(map(len, captured.err.splitlines())) < 350
+    assert [left.removeprefix("03-ramdisk/") for left in json.loads(captured.out)["left_out"]] == [name]
 
 
 def test_a_link_at_the_target_is_no_new_directory(tmp_path: Path) -> None:

@@ -214,6 +214,20 @@ def test_refuses_what_would_not_hold(desk: Desk, capsys: Capture, make: object, 
     assert not desk.out.exists()
 
 
+def test_what_is_wrong_with_the_key_or_the_signer_is_not_said_of_the_image(desk: Desk, capsys: Capture) -> None:
+    desk.key.write_bytes(b"no key")
+    assert desk.sign_with_key() == 1
+    assert capsys.readouterr().err.startswith(f"error: {desk.key}: the private key is not readable")
+    assert desk.sign("--signer", "false", "--out", desk.out) == 3
+    assert capsys.readouterr().err.startswith("error: the signer failed")
+    desk.certify(until=-1, since=-2)
+    assert desk.sign_with_key() == 1
+    assert capsys.readouterr().err.startswith("error: certificate: expired on")
+    desk.image.write_bytes(GOOD[:-1])
+    assert desk.sign_with_key() == 2
+    assert capsys.readouterr().err.startswith(f"error: {desk.image}: not signed")
+
+
 @pytest.mark.parametrize(
     ("last", "digest", "words", "code"),
     [
