@@ -192,7 +192,9 @@ class PolicyIs(Demand):
                 actual=shown(register),
             )
         if document.user_data is None:
-            raise PolicyMismatch("user_data is absent: the document has no purpose", expected=self.purpose)
+            raise PolicyMismatch(
+                "user_data is absent: the document has no purpose", expected=self.purpose, actual="none"
+            )
         actual = Binding.decode(document.user_data)
         if actual.purpose is not self.purpose:
             raise PolicyMismatch("the document has another purpose", expected=self.purpose, actual=actual.purpose)

@@ -74,8 +74,6 @@ class NitroProfile(Profile):
     algorithm: Algorithm = Algorithm.ES384
 
     def __post_init__(self) -> None:
-        if not self.image:  # whoever demands all of none demands nothing
-            raise MalformedInput(f"profile {self.name}: no register says what runs", expected="one at least")
         needed = {"module_id", "digest", "timestamp", "certificate", "cabundle", self.registers}
         if missing := needed - set(self.required):
             raise MalformedInput(

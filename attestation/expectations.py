@@ -79,6 +79,10 @@ class ProfileIs(Term):
     def __post_init__(self) -> None:
         if not isinstance(self.profile, Profile):
             raise MalformedInput("profile: wrong type", expected="Profile", actual=type(self.profile).__name__)
+        if not self.profile.image:  # whoever demands all of none demands nothing
+            raise MalformedInput(
+                f"profile {self.profile.name}: no register says what runs", expected="one at least", actual="none"
+            )
 
 
 class Permission(Term):
@@ -222,7 +226,7 @@ class Expectations:
         raise EmptyExpectations(
             "nothing says which image may run" if self.terms else "nothing is demanded of the evidence",
             expected="PCR0, PCR1 and PCR2 of an image",
-            actual="none of them",
+            actual=", ".join(type(term).__name__ for term in self.terms) or "nothing",
             hint="give measurements (PCR0, PCR1 and PCR2 together), or accept any image aloud",
         )
 

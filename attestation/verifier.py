@@ -152,7 +152,9 @@ def require_arguments(expected: Expectations, at: datetime, roots: Sequence[Root
     if not isinstance(at, datetime):
         raise MalformedInput("no time to verify at", expected="a datetime", actual=type(at).__name__)
     if at.utcoffset() is None:
-        raise MalformedInput("the time to verify at has no time zone", actual=at.isoformat())
+        raise MalformedInput(
+            "the time to verify at has no time zone", expected="an aware datetime", actual=at.isoformat()
+        )
     if not isinstance(roots, Sequence) or not all(isinstance(root, Root) for root in roots):
         raise MalformedInput("no roots", expected="a sequence of Root, such as [aws_root()]", actual=f"{roots!r:.80}")
     expected.require_content()

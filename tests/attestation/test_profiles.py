@@ -116,10 +116,11 @@ def test_demands_that_mean_something_else_there_are_refused(term: Term) -> None:
         _verify(_document(), ProfileIs(NITRO_TPM), *BOOTED, term)
 
 
-def test_a_profile_without_a_register_that_says_what_runs_cannot_be_made() -> None:
+def test_a_profile_without_a_register_that_says_what_runs_cannot_be_demanded() -> None:
     """All of none would be demanded: an empty Expectations, and it would pass."""
-    with pytest.raises(MalformedInput, match="no register says what runs"):
-        replace(NITRO_TPM, image=())
+    for profile in (replace(NITRO_TPM, image=()), replace(PsaToken(), image=())):
+        with pytest.raises(MalformedInput, match="no register says what runs"):
+            ProfileIs(profile)
 
 
 @pytest.mark.parametrize("change", [{"registers": "foo"}, {"required": ("module_id", "digest")}])
