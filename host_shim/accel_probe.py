@@ -8,6 +8,8 @@ import selectors
 import subprocess
 import time
 
+from enclave_image.architecture import Architecture
+
 from .accel import Accel
 from .probe_guest import WORD, probe_guest
 from .qemu import Qemu, SealedFile
@@ -15,17 +17,19 @@ from .qemu import Qemu, SealedFile
 PATIENCE = 10.0  # seconds; the guest takes 0.2 where it runs, also under TCG
 MAX_TALK = 16 * 1024  # bytes of what QEMU and the guest say
 GIVES_UP = (b"internal error", b"emulation failure")  # QEMU's words; it stops the guest then, and waits for ever
-MACHINE = "microvm,acpi=off,rtc=on"
+MACHINES = {Architecture.X86_64: "microvm,acpi=off,rtc=on", Architecture.AARCH64: "virt,gic-version=3"}
 
 
-def try_accelerator(qemu: Qemu, accel: Accel, patience: float = PATIENCE) -> str | None:
-    """Run the probe guest; return None if it said its word, else what happened instead, on one line."""
-    image = SealedFile("probe", [probe_guest()])
+def try_accelerator(
+    qemu: Qemu, accel: Accel, patience: float = PATIENCE, *, architecture: Architecture = Architecture.X86_64
+) -> str | None:
+    """Run the probe guest of QEMU's architecture; return None if it said its word, else what happened, on one line."""
+    image = SealedFile("probe", [probe_guest(architecture)])
     try:
         command = [
-            str(qemu.path), "-M", MACHINE, "-accel", accel.value, "-cpu", "host" if accel is Accel.KVM else "max",
-            "-m", "64M", "-nodefaults", "-no-user-config", "-no-reboot", "-nographic", "-serial", "stdio",
-            "-monitor", "none", "-kernel", image.path,
+            str(qemu.path), "-M", MACHINES[architecture], "-accel", accel.value,
+            "-cpu", "host" if accel is Accel.KVM else "max", "-m", "64M", "-nodefaults", "-no-user-config",
+            "-no-reboot", "-nographic", "-serial", "stdio", "-monitor", "none", "-kernel", image.path,
         ]  # fmt: skip
         try:
             process = subprocess.Popen(

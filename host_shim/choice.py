@@ -59,13 +59,13 @@ def _choose_qemu(args: argparse.Namespace, stack: contextlib.ExitStack) -> Choic
 
     image = _load_image(args)
     files = stack.enter_context(BootFiles(image))
-    qemu = find_qemu(args.qemu, files.hardware)
+    qemu, architecture = find_qemu(args.qemu, files.hardware), files.hardware.architecture
     machine = _machine(args, Machine)
     check_memory(machine, image.size)
     verdict = KvmVerdict(qemu.banner)
     accelerators = choose_accelerators(
-        args.accel, verdict, lambda: try_accelerator(qemu, Accel.KVM) is None,
-        architecture=files.hardware.architecture,
+        args.accel, verdict, lambda: try_accelerator(qemu, Accel.KVM, architecture=architecture) is None,
+        architecture=architecture,
     )  # fmt: skip
     isolates = [
         QemuIsolate(

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import enclave_image.sandbox
 from attestation.errors import VeracruzError
+from enclave_image.architecture import Architecture
 
 from . import accel
 from .accel import Accel, kvm_opens
 from .accel_probe import try_accelerator
 from .doctor import Finding, Level, ok
+from .hardware import own_hardware
 from .qemu import Qemu, find_qemu
 from .qemu_nitro import find_qemu_nitro
 
@@ -26,24 +28,26 @@ HELP_TIME = 20.0  # seconds
 
 def examine_qemu() -> Iterator[Finding]:
     """QEMU: there, new enough, with the machine and the device that isolates need, and with what it runs guests."""
+    hardware = own_hardware()
+    machine, architecture = hardware.machine.partition(",")[0], hardware.architecture
     try:
-        qemu = find_qemu()
+        qemu = find_qemu(None, hardware)
     except VeracruzError as error:
         yield Finding("qemu", Level.PROBLEM, str(error), error.hint)
         return
     yield ok("qemu", f"{qemu.banner} at {qemu.path}")
-    install = "install the distribution's whole QEMU for x86-64: apt-get install qemu-system-x86"
-    if "microvm" not in _help(qemu, "-M"):
-        yield Finding("microvm", Level.PROBLEM, "this QEMU has no machine `microvm`", install)
+    install = f"install the distribution's whole QEMU for {architecture}: apt-get install {hardware.package}"
+    if machine not in _help(qemu, "-M"):
+        yield Finding(machine, Level.PROBLEM, f"this QEMU has no machine `{machine}`", install)
         return
     if "vhost-user-vsock-device" not in _help(qemu, "-device"):
         yield Finding("vsock device", Level.PROBLEM, "this QEMU has no `vhost-user-vsock-device`", install)
     yield _examine_nitro_machine()
-    if (wrong := try_accelerator(qemu, Accel.TCG)) is not None:
+    if (wrong := try_accelerator(qemu, Accel.TCG, architecture=architecture)) is not None:
         yield Finding("tcg", Level.PROBLEM, f"a guest does not run: {wrong}", install)
     else:
         yield ok("tcg", "a guest runs")
-    yield _examine_kvm(qemu)
+    yield _examine_kvm(qemu, architecture)
 
 
 def _examine_nitro_machine() -> Finding:
@@ -54,14 +58,14 @@ def _examine_nitro_machine() -> Finding:
     return ok("nitro-enclave", f"{found.banner} at {found.path}")
 
 
-def _examine_kvm(qemu: Qemu) -> Finding:
+def _examine_kvm(qemu: Qemu, architecture: Architecture) -> Finding:
     slower = "isolates run under TCG, several times slower"
     if not accel.KVM.exists():
         return Finding("kvm", Level.NOTE, f"no {accel.KVM}: {slower}", "enable virtualisation, or load kvm's module")
     if not kvm_opens():
         mend = "add this user to the group kvm, and log in again"
         return Finding("kvm", Level.NOTE, f"{accel.KVM} cannot be opened by this user: {slower}", mend)
-    if (wrong := try_accelerator(qemu, Accel.KVM)) is not None:
+    if (wrong := try_accelerator(qemu, Accel.KVM, architecture=architecture)) is not None:
         mend = "nothing to do here: nested virtualisation of the host below does not carry guests"
         return Finding("kvm", Level.NOTE, f"opens, but a guest does not run ({wrong}): {slower}", mend)
     return ok("kvm", "a guest runs")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 
 from enclave_image.architecture import Architecture, find_architecture
@@ -55,6 +56,11 @@ AARCH64 = Hardware(
 def find_hardware(image: Eif) -> Hardware:
     """Return what an image's kernel is for; x86-64 where no form is known, whose boot then tells."""
     return AARCH64 if find_architecture(image.kernel) is Architecture.AARCH64 else X86_64
+
+
+def own_hardware() -> Hardware:
+    """Return what KVM can run on this machine; x86-64 on one of neither architecture, which has TCG alone."""
+    return AARCH64 if platform.machine() == Architecture.AARCH64 else X86_64
 
 
 def check_kernel(image: Eif) -> None:

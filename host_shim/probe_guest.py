@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""The smallest guest that tells whether an accelerator works: it uses AVX where there is any, says a word, and resets.
+"""The smallest guests that tell whether an accelerator works: each uses vectors, says a word, and ends its machine.
 
-A 32-bit ELF with the note by which QEMU starts a kernel in protected mode (PVH; include/xen/interface/elfnote.h,
-XEN_ELFNOTE_PHYS32_ENTRY = 18). Nested hosts offer a KVM that opens, runs some instructions and fails at the first AVX
-one, which any kernel or C library uses: so this guest uses one too.
+For x86-64: a 32-bit ELF with the note by which QEMU starts a kernel in protected mode (PVH;
+include/xen/interface/elfnote.h, XEN_ELFNOTE_PHYS32_ENTRY = 18). Nested hosts offer a KVM that opens, runs some
+instructions and fails at the first AVX one, which any kernel or C library uses: so this guest uses one too, where there
+is any.
+
+For aarch64: a flat `Image` (the kernel's Documentation/arch/arm64/booting.rst) that uses NEON, speaks to the PL011 of
+QEMU's `virt`, and ends by PSCI's SYSTEM_OFF.
 """
 
 from __future__ import annotations
 
 import struct
+
+from enclave_image.architecture import Architecture
 
 WORD = b"veracruz-probe\n"
 BASE = 0x100000  # bytes; the guest's physical address, the first above the legacy area
@@ -43,8 +49,39 @@ def _code(word: int, nothing: int) -> bytes:
     return DETECT + bytes([len(USE_AVX)]) + USE_AVX + say + reset
 
 
-def probe_guest() -> bytes:
-    """Return the ELF file."""
+_ARM_HEAD = 64  # bytes
+_ARM_CODE = struct.pack(
+    "<15I",
+    0xD2A00600,  # mov x0, #3 << 20
+    0xD5181040,  # msr cpacr_el1, x0: vectors are allowed
+    0xD5033FDF,  # isb
+    0x4F00E400,  # movi v0.16b, #0
+    0x10000161,  # adr x1, word: behind the last instruction, 44 bytes on
+    0xD2A12002,  # mov x2, #0x9000000: the PL011's data register (QEMU hw/arm/virt.c)
+    0x38401420,  # again: ldrb w0, [x1], #1
+    0x34000060,  # cbz w0, done
+    0xB9000040,  # str w0, [x2]
+    0x17FFFFFD,  # b again
+    0x52B08000,  # done: mov w0, #0x84000000
+    0x72800100,  # movk w0, #8: SYSTEM_OFF (PSCI, Arm DEN 0022, 5.9)
+    0xD4000002,  # hvc #0
+    0xD503207F,  # rest: wfi
+    0x17FFFFFF,  # b rest
+)
+
+
+def probe_guest(architecture: Architecture = Architecture.X86_64) -> bytes:
+    """Return the file that QEMU's -kernel takes."""
+    return _arm_guest() if architecture is Architecture.AARCH64 else _x86_guest()
+
+
+def _arm_guest() -> bytes:
+    body = _ARM_CODE + WORD + b"\0"
+    branch = 0x14000000 | _ARM_HEAD // 4  # b over the header
+    return struct.pack("<IIQQQ24x4sI", branch, 0, 0, _ARM_HEAD + len(body), 0, b"ARM\x64", 0) + body
+
+
+def _x86_guest() -> bytes:
     note = len(NOTE) + 4
     entry = BASE + HEADERS + note
     length = len(_code(0, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import shutil
 import socket
@@ -17,14 +18,17 @@ from pathlib import Path
 import pytest
 
 from attestation.errors import EXIT_ENVIRONMENT, EXIT_OK
+from enclave_image.architecture import Architecture, find_architecture
 from host_shim import accel, accel_probe, doctor, doctor_machine
 from host_shim.accel import Accel
 from host_shim.accel_probe import try_accelerator
 from host_shim.cli import main
 from host_shim.doctor import Finding, Level
+from host_shim.hardware import AARCH64, X86_64, Hardware
 from host_shim.probe_guest import WORD, probe_guest
 from host_shim.qemu import Qemu, find_qemu
 
+needs_arm_qemu = pytest.mark.skipif(shutil.which("qemu-system-aarch64") is None, reason="no QEMU for aarch64 here")
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="no QEMU here")
 MACHINES = "microvm  microvm (i386)\n"
 DEVICES = 'name "vhost-user-vsock-device", bus virtio-bus\n'
@@ -47,9 +51,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fake(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Qemu]:
     """Put a QEMU of a few words on the PATH."""
 
-    def make(machines: str = MACHINES, devices: str = DEVICES, guest: str = WORD.decode(), after: str = "") -> Qemu:
+    def make(
+        machines: str = MACHINES, devices: str = DEVICES, guest: str = WORD.decode(), after: str = "",
+        hardware: Hardware = X86_64,
+    ) -> Qemu:  # fmt: skip
         (folder := tmp_path / "bin").mkdir(exist_ok=True)
-        path = folder / "qemu-system-x86_64"
+        path = folder / hardware.program
         path.write_text(
             f"#!{sys.executable}\nimport sys, time\nwords = sys.argv\n"
             "if '--version' in words: print('QEMU emulator version 9.2.1')\n"
@@ -59,7 +66,7 @@ def fake(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         )
         path.chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        return find_qemu()
+        return find_qemu(None, hardware)
 
     return make
 
@@ -72,10 +79,30 @@ def test_the_probe_guest_runs_under_tcg() -> None:
     assert try_accelerator(find_qemu(), Accel.TCG, patience=60.0) is None
 
 
+@needs_arm_qemu
+def test_the_probe_guest_for_aarch64_runs_under_tcg() -> None:
+    qemu, arm = find_qemu(None, AARCH64), Architecture.AARCH64
+    assert try_accelerator(qemu, Accel.TCG, patience=60.0, architecture=arm) is None
+
+
+@needs_arm_qemu
+def test_the_probe_guest_for_aarch64_ends_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    mute = probe_guest(Architecture.AARCH64).replace(WORD, bytes(len(WORD)))
+    monkeypatch.setattr(accel_probe, "probe_guest", lambda _: mute)
+    told = try_accelerator(find_qemu(None, AARCH64), Accel.TCG, 60.0, architecture=Architecture.AARCH64)
+    assert told == "QEMU ended without a word"
+
+
+def test_the_probe_guest_for_aarch64_has_the_form_that_a_loader_takes() -> None:
+    guest = probe_guest(Architecture.AARCH64)
+    assert find_architecture(guest) is Architecture.AARCH64
+    assert int.from_bytes(guest[16:24], "little") == len(guest)  # else its text offset would be a guess
+
+
 @needs_qemu
 def test_a_guest_that_never_speaks_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     silent = probe_guest().replace(b"\xac\xee\xe2\xfc", b"\xf4\xeb\xfd\xf4")  # hlt, for ever, instead of the word
-    monkeypatch.setattr(accel_probe, "probe_guest", lambda: silent)
+    monkeypatch.setattr(accel_probe, "probe_guest", lambda _: silent)
     assert try_accelerator(find_qemu(), Accel.TCG, patience=1.0) == "the guest said nothing in 1 s"
 
 
@@ -116,6 +143,22 @@ def test_a_qemu_that_has_all(fake: Callable[..., Qemu], monkeypatch: pytest.Monk
     findings = list(doctor_machine.examine_qemu())
     assert {finding.what for finding in findings} == {"qemu", "nitro-enclave", "tcg", "kvm"}
     assert {finding.level for finding in findings} == {Level.OK}
+
+
+@pytest.mark.parametrize(("machine", "hardware"), [("x86_64", X86_64), ("aarch64", AARCH64)])
+def test_the_doctor_looks_at_the_qemu_of_its_own_machine(
+    fake: Callable[..., Qemu], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, hardware: Hardware
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    (device := tmp_path / "kvm").touch()
+    monkeypatch.setattr(accel, "KVM", device)
+    qemu = fake(machines="microvm  microvm\nvirt  virt\n", hardware=hardware)
+    findings = list(doctor_machine.examine_qemu())
+    assert str(qemu.path) in find(iter(findings), "qemu").found
+    assert [find(iter(findings), what).level for what in ("tcg", "kvm")] == [Level.OK] * 2
+    fake(machines="none\n", hardware=hardware)
+    lacking = find(doctor_machine.examine_qemu(), hardware.machine.partition(",")[0])
+    assert f"apt-get install {hardware.package}" in str(lacking.mend)
 
 
 def test_a_qemu_without_the_machine_or_the_device(fake: Callable[..., Qemu]) -> None:
