@@ -15,7 +15,8 @@ from attestation import errors
 FOLDER = Path(attestation.__file__).parent
 MODULES = (
     "batch", "binding", "cbor", "chain", "chain_cache", "chain_certificate", "chain_path", "cose", "demands",
-    "document", "evidence_files", "expectations", "files", "input_files", "measurements", "terms", "verifier", "verify_options",
+    "document", "evidence_files", "expectations", "files", "input_files", "measurements", "terms", "verifier",
+    "verify_options",
 )  # fmt: skip
 REFUSALS = {
     name
