@@ -84,7 +84,7 @@ def demand_builder() -> None:
     if machine != BUILDER:
         raise EnvironmentLacks(
             "images are built on x86-64 alone: the locked toolchain is of programs for it", expected=BUILDER.value,
-            actual=machine, hint="build elsewhere and copy the image; `enclave run` and `attest verify` work here",
+            actual=machine, hint="build elsewhere and copy the image; any host will do to run it on Nitro or to verify",
         )  # fmt: skip
 
 

@@ -25,6 +25,8 @@ from .sockets import Listener, check_path
 
 ACCEPT_BATCH = 64  # connections of one listener in a round
 ACCEPT_RETRY_S = 0.1  # after descriptors ran out
+# Seconds at the end for the host to take what it was sent: before children.GRACE is over, after which we are killed.
+LAST_S = 3.0
 _PORT_DIGITS = 11  # "_" and the largest port
 _EDGES = select.EPOLLIN | select.EPOLLET
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -54,7 +56,9 @@ class Backend:
         self._session: Session | None = None
         self._frontend: socket.socket | None = None
         self._signals = socket.socketpair()
-        self._retries: set[int] = set()  # ports whose listener ran out of descriptors
+        self._retries: set[int | None] = set()  # ports whose listener ran out of descriptors; None: QEMU's own
+        self._more_messages = False  # QEMU's, of which the loop heard and has not read all
+        self._ends_at: float | None = None  # when all ends, whatever the host has still to take
         self._retry_at = 0.0
         self._listeners: dict[int, Listener] = {}
         for port in settings.listen:
@@ -75,8 +79,15 @@ class Backend:
         self._loop.run(self._service, self._timeout)
 
     def stop(self) -> None:
-        """End `run`."""
-        self._loop.stop()
+        """End `run`, once the host has taken what streams that have ended hold for it, or after LAST_S seconds."""
+        if self._ends_at is None:
+            self._ends_at = time.monotonic() + LAST_S
+            self._end_session()
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._ends_at is not None and (not self._connections.draining or time.monotonic() >= self._ends_at):
+            self._loop.stop()
 
     def stop_on(self, *signals: signal.Signals) -> None:
         """End `run` cleanly at these signals."""
@@ -92,14 +103,23 @@ class Backend:
         if self._retries and time.monotonic() >= self._retry_at:
             ports, self._retries = self._retries, set()
             for port in ports:
-                self._accept_host(port, 0)
-        return self._device.service()  # after whatever may have given it work
+                if port is None:
+                    self._accept_frontend(0)
+                else:
+                    self._accept_host(port, 0)
+        if self._more_messages:
+            self._on_frontend(0)
+        more = self._device.service()  # after whatever may have given it work
+        self._end_if_done()
+        return more or self._more_messages
 
     def _timeout(self) -> float | None:
         polls = self._device.lingers or (self._session is not None and self._session.polls)
-        if not polls and not self._retries and not self._connections.any_waits:
+        if not polls and not self._retries and not self._connections.any_waits and self._ends_at is None:
             return None
         waits = [self._connections.next_deadline()]
+        if self._ends_at is not None:
+            waits.append(max(0.0, self._ends_at - time.monotonic()))
         if self._retries:
             waits.append(ACCEPT_RETRY_S)
         if polls:
@@ -123,7 +143,7 @@ class Backend:
                 connection.close()  # nobody is there, or too many are
         self._retry(port, 0.0)  # the edge has passed, and there may be more
 
-    def _retry(self, port: int, wait: float) -> None:
+    def _retry(self, port: int | None, wait: float) -> None:
         self._retries.add(port)
         self._retry_at = time.monotonic() + wait
 
@@ -135,7 +155,8 @@ class Backend:
             try:
                 connection = self._vhost.accept()
             except OSError:
-                self._log.note("out of file descriptors: QEMU is refused")
+                self._log.note("out of file descriptors: QEMU waits")
+                self._retry(None, ACCEPT_RETRY_S)
                 return
             if connection is None:
                 return
@@ -153,10 +174,11 @@ class Backend:
         self._loop.add(connection, self._on_frontend, _EDGES | select.EPOLLRDHUP)
 
     def _on_frontend(self, _events: int) -> None:
+        self._more_messages = False
         if self._session is None:
             return
         try:
-            self._session.receive()
+            self._more_messages = self._session.receive()
         except EOFError:
             self._end_session()
         except FrontendFault as fault:
@@ -169,6 +191,7 @@ class Backend:
         self._session.close()
         self._loop.discard(self._frontend)
         self._session = self._frontend = None
+        self._more_messages = False
         self._log.new_boot()
         if self._vhost is None:
             self.stop()

@@ -53,7 +53,7 @@ class Connection:
     __slots__ = (
         "_burst", "_ending", "_eof", "_gathered", "_gathered_size", "_guest_shut", "_hangup", "_host_deaf",
         "_owes_credit", "_owes_opening", "_peer_forwarded", "_peer_window", "_sent", "_shut", "_shut_told", "_told",
-        "accepted", "address", "backlog", "forwarded", "queued", "readable", "socket", "state", "waits_for_room",
+        "accepted", "address", "backlog", "forwarded", "readable", "socket", "state", "waits_for_room",
         "window",
     )  # fmt: skip
 
@@ -74,7 +74,6 @@ class Connection:
         self.readable = False  # the host's socket may hold bytes (edge-triggered)
         self._hangup = False  # both halves of the host's socket are shut
         self.waits_for_room = False  # we hear when the host's socket takes bytes again
-        self.queued = False  # the device has it on its list of work
         self._ending = False  # the host's end of file is somewhere behind its bytes
         self._eof = False  # the host sends no more
         self._host_deaf = False  # the host reads no more
@@ -167,11 +166,21 @@ class Connection:
             self._end_if_over()
         return False
 
+    def drain(self) -> None:
+        """The guest is done with it: only what is kept for the host still goes there; what it writes reaches nobody."""
+        self.state = State.DRAINING
+        self._shut_down_host(socket.SHUT_RD)  # a host that writes before it reads hears of the end
+
     def _shut_down_host(self, half: int) -> None:
         try:
             self.socket.shutdown(half)
         except OSError:
             self._hangup = True  # the host has gone already
+
+    @property
+    def announced(self) -> bool:
+        """Whether the guest has heard of it."""
+        return not self._owes_opening
 
     @property
     def owes(self) -> bool:

@@ -7,9 +7,10 @@ import errno
 import select
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Collection
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from itertools import takewhile
 
 from .connection import Connection, State
 from .errors import FaultLog
@@ -22,6 +23,7 @@ SMALL_WINDOW = 32 * 1024  # bytes, once the connections have used up the budget
 WINDOW_BUDGET = 64 * 1024 * 1024  # bytes: a bound on what a guest can make us keep (twice that with small windows)
 DIAL_S = 2.0  # seconds that a full backlog of the host's listener may last; Linux's own connect timeout on vsock
 DIAL_RETRY_S = 0.005
+DRAIN_S = 60.0  # seconds in which a host may take none of what a stream that has ended still holds for it
 ANSWER_S = 10.0  # seconds for the guest to answer a request of the host's
 FIRST_PORT, LAST_PORT = 1 << 30, (1 << 31) - 1  # of our side, for connections that the host opens
 
@@ -43,11 +45,12 @@ class Connections:
         self._table: dict[tuple[int, int, int], Connection] = {}  # keys are addresses
         self._waiting: dict[Connection, float] = {}  # until when; for the guest's answer
         self._dialling: dict[Connection, float] = {}  # until when; for a place in the listener's backlog
+        self._draining: OrderedDict[Connection, float] = OrderedDict()  # until when; for the host to take a byte
         self._retry_at = 0.0  # when to try the dialling ones again
         self._open = {True: 0, False: 0}  # by Connection.accepted
         self._windows = 0  # bytes
         self._port = FIRST_PORT
-        self.ready: deque[Connection] = deque()  # they may have something for the guest
+        self.ready: OrderedDict[Connection, None] = OrderedDict()  # open ones that may have something for the guest
 
     def __len__(self) -> int:
         return sum(self._open.values())
@@ -57,10 +60,8 @@ class Connections:
         return self._table.get(address)
 
     def wake(self, connection: Connection) -> None:
-        """Put the connection on the list of work."""
-        if not connection.queued:
-            connection.queued = True
-            self.ready.append(connection)
+        """Put the connection on the list of work; one that is on it keeps its place."""
+        self.ready[connection] = None
 
     def dial(self, address: Address) -> Connection | None:
         """Open what the guest asks for; None if nobody listens there or it has too many open."""
@@ -130,6 +131,9 @@ class Connections:
         connection.notice(events)
         if events & (select.EPOLLOUT | select.EPOLLHUP) and connection.backlog:
             connection.flush()
+            if connection in self._draining:
+                self._draining[connection] = time.monotonic() + DRAIN_S
+                self._draining.move_to_end(connection)
             if not connection.backlog:
                 connection.waits_for_room = False
                 self._loop.change(connection.socket, _EDGES)
@@ -149,7 +153,9 @@ class Connections:
         """The guest is done with it: close it once all that the guest sent has reached the host."""
         if connection.backlog and connection.state is State.OPEN:
             del self._table[connection.address]
-            connection.state = State.DRAINING
+            self.ready.pop(connection, None)
+            connection.drain()
+            self._draining[connection] = time.monotonic() + DRAIN_S
         else:
             self.close(connection)
 
@@ -160,8 +166,9 @@ class Connections:
         if connection.state is not State.DRAINING:
             del self._table[connection.address]
         connection.state = State.CLOSED
-        self._waiting.pop(connection, None)
-        self._dialling.pop(connection, None)
+        self.ready.pop(connection, None)
+        for waits in (self._waiting, self._dialling, self._draining):
+            waits.pop(connection, None)
         self._open[connection.accepted] -= 1
         self._windows -= connection.window
         connection.backlog.clear()
@@ -171,35 +178,49 @@ class Connections:
         """The guest is gone."""
         for connection in list(self._table.values()):
             self.lose(connection)
-        self.ready.clear()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the host has still to take what streams held that have ended."""
+        return bool(self._draining)
 
     @property
     def any_waits(self) -> bool:
         """Whether `expire` may have something to do some day."""
-        return bool(self._dialling or self._waiting)
+        return bool(self._dialling or self._waiting or self._draining)
 
     def next_deadline(self) -> float | None:
         """Return the seconds until `expire` has something to do; None for never."""
         if self._dialling:
             return DIAL_RETRY_S
-        for deadline in self._waiting.values():  # in the order of their deadlines
-            return max(0.0, deadline - time.monotonic())
-        return None
+        first = [
+            next(iter(waits.values())) for waits in (self._waiting, self._draining) if waits
+        ]  # the nearest of each
+        return max(0.0, min(first) - time.monotonic()) if first else None
 
     def expire(self, refuse: Callable[[Address], None]) -> None:
         """Try full backlogs again, and give up what waited too long; `refuse` is told what the guest asked for."""
         now = time.monotonic()
         again = list(self._dialling.items()) if now >= self._retry_at else []
         self._retry_at = now + DIAL_RETRY_S if again else self._retry_at
+        full: set[int] = set()  # ports whose backlog had no place for one: nor has it for the next
         for connection, deadline in again:
-            if now > deadline or not self._try_dial(connection):
+            port = connection.address.parent_port
+            if now > deadline or (port not in full and not self._try_dial(connection)):
                 refuse(connection.address)
                 self.close(connection)
             elif connection.state is State.OPEN:
                 del self._dialling[connection]
-        while self._waiting:
-            connection, deadline = next(iter(self._waiting.items()))
-            if now < deadline:
-                break
-            refuse(connection.address)
+            else:
+                full.add(port)
+        for connection in _overdue(self._waiting, now):
+            if connection.announced:  # else the guest has never heard of it
+                refuse(connection.address)
             self.close(connection)
+        for connection in _overdue(self._draining, now):
+            self.close(connection)
+
+
+def _overdue(waits: Mapping[Connection, float], now: float) -> list[Connection]:
+    """Return those whose time is over; they stand in the order of their deadlines."""
+    return [connection for connection, _ in takewhile(lambda row: row[1] <= now, waits.items())]

@@ -11,7 +11,7 @@ from .connections import SMALL_WINDOW, Connections
 from .errors import FaultLog, GuestFault
 from .inbox import Inbox
 from .packet import HEADER, HEADER_SIZE, MAX_PAYLOAD, PARENT_CIDS, Address, Header, split
-from .virtqueue import MAX_SIZE, Views, Virtqueue
+from .virtqueue import Views, Virtqueue
 
 TRANSMIT_BATCH = 64  # packets from the guest before the host's bytes have their turn
 RECEIVE_BATCH = 16  # connections served before the guest's packets have theirs
@@ -23,6 +23,7 @@ LINGER_AFTER = 64 * 1024  # bytes
 LINGER_BELOW = SMALL_WINDOW  # bytes
 LINGER_PART = 4
 MAX_RESETS = 1024  # resets that wait for buffers before we read no more packets; Linux's vhost stops likewise
+MAX_KEPT_RESETS = 4 * MAX_RESETS  # beyond, they are dropped: the guest finds out by a time limit or its next packet
 
 
 class Device:
@@ -64,14 +65,13 @@ class Device:
         if self._inbox is None or self._outbox is None:
             return
         try:
-            for _ in range(MAX_SIZE // TRANSMIT_BATCH):
-                self._resets.clear()  # nobody will hear them
-                self._streak = 0  # nor will there be a second look: no lingering
-                if not self._receive(self._outbox, TRANSMIT_BATCH):
-                    break
+            left = self._outbox.offered()  # what a guest adds meanwhile is for the next start
+            while left > 0:
+                left -= max(self._take_packets(self._outbox, min(left, TRANSMIT_BATCH)), 1)
             self._outbox.publish()
             self._inbox.release()
         except GuestFault as fault:
+            self._pass_on()
             self._log.note(fault.what)
         self._inbox = self._outbox = None
 
@@ -97,10 +97,16 @@ class Device:
             self._inbox.publish()
             return more or (paused and len(self._resets) < MAX_RESETS)
         except GuestFault as fault:
-            self._log.note(f"the device stops until the guest is reset: {fault.what}")
-            self._inbox = self._outbox = None
-            self.lose_guest()
-            return False
+            return self._stop(fault.what)
+        except Exception as error:  # a fault of ours, which a guest must not turn into the end of its backend
+            return self._stop(f"a fault of this program's own: {type(error).__name__}")
+
+    def _stop(self, why: str) -> bool:
+        self._log.note(f"the device stops until the guest is reset: {why}")
+        self._inbox = self._outbox = None
+        self._pass_on()  # what came before
+        self.lose_guest()
+        return False
 
     # From the guest
 
@@ -109,6 +115,11 @@ class Device:
         if wanted <= 0:
             self._lingers = False
             return False  # until the guest offers buffers for them
+        taken = self._take_packets(outbox, wanted)
+        return taken == wanted or outbox.more or self._rest(outbox)
+
+    def _take_packets(self, outbox: Virtqueue, wanted: int) -> int:
+        """Answer up to `wanted` packets; return how many there were."""
         chains = outbox.take(wanted)
         used: list[int] = []
         for head, readable, writable in chains:
@@ -119,7 +130,7 @@ class Device:
         self._pass_on()
         outbox.push(used)
         self._chains += len(chains)
-        return len(chains) == wanted or self._rest(outbox)
+        return len(chains)
 
     def _rest(self, outbox: Virtqueue) -> bool:
         """The guest's queue is empty: linger, or ask for a kick; return whether there is more already."""
@@ -247,7 +258,8 @@ class Device:
         self._refuse(address)
 
     def _refuse(self, address: Address) -> None:
-        self._resets.append(address)
+        if len(self._resets) < MAX_KEPT_RESETS:
+            self._resets.append(address)
 
     # To the guest
 
@@ -262,10 +274,7 @@ class Device:
         for _ in range(min(len(ready), RECEIVE_BATCH)):
             if starved:
                 break
-            connection = ready.popleft()
-            connection.queued = False
-            if connection.state in (State.CLOSED, State.DRAINING):
-                continue
+            connection, _ = ready.popitem(last=False)
             match connection.deliver(inbox):
                 case Outcome.IDLE:
                     pass
@@ -273,8 +282,8 @@ class Device:
                     inbox.publish()  # the guest reads these bytes while we fetch the next
                     self._connections.wake(connection)
                 case Outcome.STARVED:
-                    connection.queued = True
-                    ready.appendleft(connection)
+                    self._connections.wake(connection)
+                    ready.move_to_end(connection, last=False)
                     starved = True
                 case Outcome.OVER:
                     self._connections.close(connection)

@@ -19,6 +19,7 @@ from .virtqueue import MAX_SIZE, Layout, Virtqueue
 
 RECEIVE, TRANSMIT = 0, 1  # virtio 1.2, 5.10.2; the event queue stays with QEMU
 POLL_S = 0.001  # how often rings without a kick descriptor are looked at
+MAX_MESSAGES = 64  # of QEMU's in one round: it is not to keep us from hearing anybody else
 
 _GUEST_CID = struct.Struct("<Q")  # virtio 1.2, 5.10.4: the whole configuration space
 
@@ -55,13 +56,20 @@ class Session:
         receive, transmit = self._rings
         return (receive.kick is None or transmit.kick is None) and self._device.running
 
-    def receive(self) -> None:
-        """Obey every message that has come; raises EOFError when QEMU has gone, FrontendFault when it errs."""
-        while (message := self._channel.receive()) is not None:
+    def receive(self) -> bool:
+        """Obey messages that have come, some at once; return whether there may be more.
+
+        Raises EOFError when QEMU has gone, FrontendFault when it errs.
+        """
+        for _ in range(MAX_MESSAGES):
+            message = self._channel.receive()
+            if message is None:
+                return False
             try:
                 self._obey(message)
             finally:
                 message.close()
+        return True
 
     def close(self) -> None:
         """QEMU has gone: drop the guest, its memory and every descriptor."""
@@ -140,9 +148,10 @@ class Session:
         self._stop()
         match request:
             case Request.SET_VRING_NUM:
-                if not 1 <= value <= MAX_SIZE or value & (value - 1):
-                    raise FrontendFault("a ring's size is no power of two up to 32768", actual=value)
-                ring.size, ring.layout = value, None
+                fits = 1 <= value <= MAX_SIZE and not value & (value - 1)
+                if not fits:  # the guest's own doing: QEMU passes on what it wrote
+                    self._log.note("a ring's size is no power of two up to 32768: the device does not start")
+                ring.size, ring.layout = value if fits else 0, None
             case Request.SET_VRING_BASE:
                 ring.base = value & 0xFFFF
             case _:
@@ -150,7 +159,7 @@ class Session:
         self._start()
 
     def _stop_ring(self, message: Message) -> bytes:
-        """The ring stops until its next SET_VRING_KICK. Only a reset or the end of the guest does this to vsock."""
+        """The ring stops until its next SET_VRING_KICK: the guest was reset, has ended, or QEMU was told to `stop`."""
         index, _ = message.unpack(protocol.RING_STATE)
         ring = self._ring(index)
         self._stop()
@@ -193,7 +202,10 @@ class Session:
             os.close(ring.call)
         ring.call = fd
         if fd is not None:
-            os.set_blocking(fd, False)
+            try:
+                os.set_blocking(fd, False)
+            except OSError as error:
+                raise FrontendFault("a call descriptor cannot be written to") from error
         if ring.queue is not None:
             ring.queue.call = fd
 

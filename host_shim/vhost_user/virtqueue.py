@@ -20,6 +20,7 @@ from .memory import Memory
 
 MAX_SIZE = 32768  # descriptors of a split ring; virtio 1.2, 2.7
 MAX_CHAIN = 1024  # descriptors of one chain; IOV_MAX, and more than any ring of QEMU's
+MAX_PIECES = 4096  # descriptors that `take` reads before it lets others have their turn
 
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4  # virtio 1.2, 2.7.5: VIRTQ_DESC_F_*
 _NO_INTERRUPT, _NO_NOTIFY = 1, 1  # 2.7.6 and 2.7.8: avail->flags, used->flags
@@ -68,14 +69,19 @@ class Virtqueue:
         self._used = used.cast("H")
         self._elements = used[4 : 4 + 8 * size].cast("I")
         self._seen = self.next = base & 0xFFFF
+        self._out = 0  # chains that are taken and not handed back
         self._filled = self._shown = self._used[1]
         self._armed = True
 
     def take(self, count: int) -> list[Chain]:
-        """Take the next chains, `count` at most; raises GuestFault and takes none if one of them is malformed."""
+        """Take the next chains, `count` at most; raises GuestFault and takes none if one of them is malformed.
+
+        After MAX_PIECES descriptors it takes no more: `more` then says that there are.
+        """
         heads = self._heads(count)
         table, unpack_from, view = self._table, _DESCRIPTOR.unpack_from, self._memory.view
         chains: list[Chain] = []
+        pieces = 0
         for head in heads:
             address, length, flags, _ = unpack_from(table, head * 16)
             if flags == _INDIRECT and length == _PAIR.size:  # what Linux sends: a header and one piece of payload
@@ -83,9 +89,26 @@ class Virtqueue:
                 if following == _NEXT and index == 1 and last == 0:
                     chains.append((head, [view(at, size), view(at2, size2)], []))
                     continue
-            chains.append((head, *self._walk(head)))
-        self.next = (self.next + len(heads)) & 0xFFFF
+            readable, writable = self._walk(head)
+            chains.append((head, readable, writable))
+            pieces += len(readable) + len(writable)
+            if pieces >= MAX_PIECES:
+                break
+        self._advance(len(chains))
         return chains
+
+    def _advance(self, count: int) -> None:
+        self.next = (self.next + count) & 0xFFFF
+        self._out += count
+
+    @property
+    def more(self) -> bool:
+        """Whether chains that the guest was seen to offer are not taken yet."""
+        return self._seen != self.next
+
+    def offered(self) -> int:
+        """Return how many chains the guest offers now; never more than the ring has places."""
+        return min((self._available[1] - self.next) & 0xFFFF, self.size)
 
     def take_buffers(
         self, count: int, make: Callable[[Views, Views], Place], known: MutableMapping[tuple[int, int], Place]
@@ -107,7 +130,7 @@ class Virtqueue:
             else:
                 place = make(*self._walk(head))
             buffers.append((head, place))
-        self.next = (self.next + len(heads)) & 0xFFFF
+        self._advance(len(heads))
         return buffers
 
     def _heads(self, count: int) -> list[int]:
@@ -116,7 +139,7 @@ class Virtqueue:
             seen = self._available[1]
             if seen == self.next:
                 return []
-            if (seen - self.next) & 0xFFFF > self.size:
+            if ((seen - self.next) & 0xFFFF) + self._out > self.size:  # some of them twice at once
                 raise GuestFault("a ring's available index runs ahead of the ring")
             self._seen = seen
             if self._armed:
@@ -160,7 +183,7 @@ class Virtqueue:
 
     def rewind(self, count: int) -> None:
         """Give back the last `count` chains unused, as if they had never been taken."""
-        self.next = (self.next - count) & 0xFFFF
+        self._advance(-count)
 
     def push(self, used: list[int]) -> None:
         """Hand chains back, each as its head and the number of bytes in it; the guest sees them after `publish`."""
@@ -172,6 +195,7 @@ class Virtqueue:
         if fitting < len(used):
             self._elements[: len(used) - fitting] = elements[fitting:]
         self._filled = (self._filled + len(used) // 2) & 0xFFFF
+        self._out -= len(used) // 2
 
     def publish(self) -> None:
         """Show the guest all that was pushed, and interrupt it if it wants to know."""

@@ -208,11 +208,15 @@ class FakeDriver:
     def reset(self, *, fill: bool = True) -> None:
         """Reboot: stop, forget everything in memory, start again."""
         self.stop()
+        self.reset_rings()
+        self.start(fill=fill)
+
+    def reset_rings(self) -> None:
+        """Forget everything in memory."""
         self.memory[:] = bytes(MEMORY)
         for ring in self.rings:
             ring.filled = ring.seen = 0
         self._transmit_slot = 0
-        self.start(fill=fill)
 
     # The guest's driver
 

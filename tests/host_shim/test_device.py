@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host_shim.vhost_user import packet
+from host_shim.vhost_user import connections, packet
 from host_shim.vhost_user.connection import State
 from host_shim.vhost_user.connections import MAX_CONNECTIONS, WINDOW, WINDOW_BUDGET, Connections
 from host_shim.vhost_user.device import LINGER_PART, MAX_RESETS, RECEIVE_BATCH, TRANSMIT_BATCH, Device
@@ -25,7 +25,7 @@ from host_shim.vhost_user.errors import FaultLog
 from host_shim.vhost_user.loop import Loop
 from host_shim.vhost_user.memory import Memory, Region
 from host_shim.vhost_user.packet import HEADER, HEADER_SIZE, Header
-from host_shim.vhost_user.virtqueue import Layout, Virtqueue
+from host_shim.vhost_user.virtqueue import MAX_PIECES, Layout, Virtqueue
 
 CID = 4
 QUEUE = 1024  # QEMU's
@@ -324,6 +324,90 @@ def test_packets_are_sent_on_before_their_stream_is_reset(guest: Guest, listener
         guest.settle()
         assert host.recv(100) == b"last words"
         assert host.recv(100) == b""
+
+
+def test_connections_that_came_and_went_leave_nothing_behind(guest: Guest, listener: socket.socket) -> None:
+    """Each pair costs no reset and no place: kept until its turn, it would be kept for ever where nothing is taken."""
+    for _ in range(100):
+        for port in range(32):
+            guest.send(packet.REQUEST, port)
+            guest.send(packet.RST, port)
+        guest.device.service()
+        guest.loop._close_discarded()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                listener.setblocking(False)
+                listener.accept()[0].close()
+    assert len(guest.connections) == 0
+    assert len(guest.connections.ready) == 0
+
+
+def test_what_the_guest_has_never_heard_of_is_given_up_without_a_word(tmp_path: Path) -> None:
+    with contextlib.closing(Guest(tmp_path, buffers=0)) as guest, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connections, "ANSWER_S", 0.0)
+        for _ in range(3 * MAX_RESETS):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                assert guest.connections.accept(ours, 5000)
+                guest.device.service()
+                guest.loop._close_discarded()
+        assert len(guest.connections) == len(guest.connections.ready) == len(guest.device._resets) == 0
+
+
+def test_a_buffer_that_is_offered_twice_stops_the_device_and_not_the_backend(tmp_path: Path) -> None:
+    """The guest shows the one buffer of its ring again before it was handed back."""
+    with contextlib.closing(Guest(tmp_path)) as guest, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "v_9000"))
+        listener.listen()
+        guest.send(packet.REQUEST)
+        guest.settle()
+        with listener.accept()[0]:
+            assert guest.device._inbox is not None
+            assert guest.device._inbox.reserve(QUEUE)  # all are with the device now
+            guest.offer(2)  # one for the answer that it has got, and one too many
+            for connection in guest.connections._table.values():
+                connection.owe_credit()
+                guest.connections.wake(connection)
+            guest.device._inbox._parked.clear()
+            guest.device.service()
+            assert not guest.device.running
+
+
+def test_a_fault_of_ours_stops_the_device_and_not_the_backend(
+    guest: Guest, stream: socket.socket, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("secret")
+
+    monkeypatch.setattr(guest.device, "_take", fail)
+    guest.send(packet.RW, payload=b"x")
+    assert guest.device.service() is False
+    assert not guest.device.running
+    said = capfd.readouterr().err
+    assert "a fault of this program's own: ValueError" in said
+    assert "secret" not in said
+
+
+def test_heavy_chains_take_their_turns_like_others(guest: Guest, stream: socket.socket) -> None:
+    cuts = tuple(range(HEADER_SIZE, HEADER_SIZE + 60))
+    header = HEADER.pack(*Header(CID, 3, 1024, 9000, 100, packet.STREAM, packet.RW, 0, WINDOW, 0))
+    for number in range(200):
+        guest.put(header + bytes([number]) * 100, cuts=cuts)
+    before = guest.taken
+    assert guest.device.service()
+    assert guest.taken - before <= MAX_PIECES // len(cuts) + 1
+    guest.settle()
+    assert stream.recv(20_000, socket.MSG_WAITALL) == b"".join(bytes([number]) * 100 for number in range(200))
+
+
+def test_what_came_before_a_broken_chain_is_passed_on(guest: Guest, stream: socket.socket) -> None:
+    guest.send(packet.RW, payload=b"before")
+    slot = guest.sent % QUEUE
+    guest.send(packet.RW, payload=b"broken")
+    struct.pack_into("<QIHH", guest.raw, TRANSMIT + 16 * slot, PACKETS, 100, WRITE, 0)  # a buffer to write to
+    guest.device.service()
+    assert not guest.device.running
+    assert stream.recv(100) == b"before"
 
 
 def test_ports_run_out_without_harm(guest: Guest) -> None:

@@ -82,9 +82,6 @@ BAD_MESSAGES = {
     "feature not offered": pack_message(Request.SET_FEATURES, U64.pack(1)),
     "protocol feature not offered": pack_message(Request.SET_PROTOCOL_FEATURES, U64.pack(1)),
     "third ring": pack_message(Request.SET_VRING_NUM, RING_STATE.pack(2, 256)),
-    "ring of size 0": pack_message(Request.SET_VRING_NUM, RING_STATE.pack(0, 0)),
-    "ring of size 100": pack_message(Request.SET_VRING_NUM, RING_STATE.pack(0, 100)),
-    "ring of size 65536": pack_message(Request.SET_VRING_NUM, RING_STATE.pack(0, 65536)),
     "kick without descriptor": pack_message(Request.SET_VRING_KICK, U64.pack(0)),
     "memory without descriptors": pack_message(Request.SET_MEM_TABLE, pack_regions([(0, 4096, 0, 0)])),
     "configuration beyond its end": pack_message(Request.GET_CONFIG, CONFIG.pack(4, 8, 0) + bytes(8)),
@@ -102,6 +99,53 @@ def test_a_bad_frontend_is_cut_off_and_the_next_is_served(backend: BackendProces
     with booted(backend) as guest:
         assert_serves(backend, guest)
     backend.settle(20)
+
+
+@pytest.mark.parametrize("size", [0, 3, 100, 65536])
+def test_a_ring_whose_size_is_none_costs_the_guest_its_device_until_it_names_another(
+    backend: BackendProcess, size: int
+) -> None:
+    """QEMU passes on what the guest wrote into QUEUE_NUM: it is not QEMU that errs."""
+    with booted(backend) as guest:
+        guest.stop()
+        guest.tell(Request.SET_VRING_NUM, RING_STATE.pack(0, size))
+        with backend.dial(5000) as host:
+            assert host.recv(1) == b"", "nobody is there"
+        guest.reset_rings()
+        guest.start()
+        assert_serves(backend, guest)
+
+
+def test_a_call_descriptor_that_cannot_be_written_to_is_qemus_own_fault(backend: BackendProcess) -> None:
+    place = os.open("/", os.O_PATH)
+    with backend.connect() as connection:
+        guest = FakeDriver(connection)
+        guest.negotiate()
+        with pytest.raises((EOFError, ConnectionError)):
+            guest.tell(Request.SET_VRING_CALL, U64.pack(0), fds=(place,))
+        guest.close()
+    os.close(place)
+    with booted(backend) as guest:
+        assert_serves(backend, guest)
+
+
+def test_a_qemu_that_never_stops_talking_keeps_nobody_from_ending_the_backend(tmp_path: Path) -> None:
+    backend = BackendProcess(tmp_path)
+    with backend.connect() as connection:
+        FakeDriver(connection).negotiate()
+        flood = pack_message(Request.SET_OWNER, b"") * 2000
+
+        def talk() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection.sendall(flood)
+
+        talker = threading.Thread(target=talk)
+        talker.start()
+        time.sleep(0.2)
+        backend.stop()
+        talker.join(5)
+        assert not talker.is_alive()
 
 
 def test_random_messages_are_survived(backend: BackendProcess) -> None:

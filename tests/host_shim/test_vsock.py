@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from host_shim.children import GRACE
 from host_shim.vhost_user import packet
+from host_shim.vhost_user.backend import LAST_S
 from host_shim.vhost_user.connections import MAX_CONNECTIONS, WINDOW
 from host_shim.vhost_user.packet import HEADER, Header
 from host_shim.vhost_user.protocol import Feature
@@ -376,6 +378,82 @@ def test_the_guests_last_word_before_a_stop_is_heard(guest: FakeDriver, listener
         assert host.recv(10) == b"\x81"
         assert host.recv(10) == b""
         guest.reset()
+
+
+def test_a_refused_connection_is_reset_although_the_rings_stopped_meanwhile(
+    backend: BackendProcess, listener: socket.socket
+) -> None:
+    with booted(backend, buffers=0) as guest:
+        guest.send(packet.REQUEST, 1024, 9999)  # nobody listens, and there is no buffer for the reset yet
+        guest.set_memory()
+        for slot in range(4):
+            guest.offer_buffer(slot)
+        assert guest.expect(packet.RST).src_port == 9999
+
+
+def send_more_than_a_host_takes(guest: FakeDriver) -> bytes:
+    data = os.urandom(15_000)
+    for _ in range(26):
+        guest.send(packet.RW, 1024, 9000, data)
+    return data * 26
+
+
+def test_the_last_bytes_reach_a_slow_host_although_the_guest_powers_off(tmp_path: Path) -> None:
+    """As `enclave run` starts it: the backend ends with QEMU's connection, but not before the host has all."""
+    ours, theirs = socket.socketpair()
+    os.set_inheritable(theirs.fileno(), True)
+    backend = BackendProcess(tmp_path, "--fd", str(theirs.fileno()))
+    theirs.close()
+    with backend.listen(9000) as listener:
+        guest = FakeDriver(ours)
+        guest.negotiate()
+        guest.start()
+        guest.connect(1024, 9000)
+        with host_end(listener) as host:
+            data = send_more_than_a_host_takes(guest)
+            guest.send(packet.SHUTDOWN, 1024, 9000, flags=packet.SHUTDOWN_BOTH)
+            guest.expect(packet.RST)
+            guest.stop()
+            guest.close()
+            backend.process.terminate()  # the supervisor does so once QEMU has ended
+            time.sleep(0.3)
+            got = bytearray()
+            while part := host.recv(65536):
+                got += part
+            assert got == data
+    assert backend.process.communicate(timeout=5) == (b"", b"")
+    assert backend.process.returncode == 0
+
+
+def test_a_host_that_never_takes_its_last_bytes_is_not_waited_for_long(tmp_path: Path) -> None:
+    backend = BackendProcess(tmp_path)
+    with backend.listen(9000) as listener, booted(backend) as guest:
+        guest.connect(1024, 9000)
+        with host_end(listener):
+            send_more_than_a_host_takes(guest)
+            guest.send(packet.SHUTDOWN, 1024, 9000, flags=packet.SHUTDOWN_BOTH)
+            guest.expect(packet.RST)
+            start = time.monotonic()
+            backend.process.terminate()
+            assert backend.process.communicate(timeout=GRACE) == (b"", b"")
+            assert backend.process.returncode == 0
+            assert time.monotonic() - start > LAST_S - 0.5
+
+
+def test_a_host_that_writes_before_it_reads_hears_that_its_stream_has_ended(
+    guest: FakeDriver, listener: socket.socket
+) -> None:
+    guest.connect(1024, 9000, buf_alloc=0)
+    with host_end(listener) as host:
+        data = send_more_than_a_host_takes(guest)
+        guest.send(packet.SHUTDOWN, 1024, 9000, flags=packet.SHUTDOWN_BOTH)
+        guest.expect(packet.RST)
+        with pytest.raises(BrokenPipeError):
+            host.sendall(bytes(4_000_000))
+        got = bytearray()
+        while part := host.recv(65536):
+            got += part
+        assert got == data
 
 
 def test_a_stop_returns_the_position_of_the_first_unused_buffer(guest: FakeDriver, listener: socket.socket) -> None:
