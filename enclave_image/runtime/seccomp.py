@@ -2,7 +2,8 @@
 """The worker's system calls: a list of what an engine needs, everything else fails with EPERM.
 
 Not on it: socket and its kin (neither a network namespace nor Landlock stops AF_VSOCK), ptrace and
-process_vm_*, execve, fork (clone is for threads only), every ioctl, mount, bpf, io_uring, keyrings, kill of others.
+process_vm_*, execve, fork (clone is for threads only), every ioctl, mount, bpf, io_uring, keyrings, kill of others: nor
+by a descriptor whose owner is sent a signal, so of fcntl's commands a few are.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ RET_ERRNO = 0x00050000
 RET_KILL_PROCESS = 0x80000000
 NUMBER, ARCH, ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 
+# include/uapi/linux/fcntl.h: copies, flags, seals; no owners and signals, leases, notifications
+DESCRIPTOR_COMMANDS = {
+    "F_DUPFD": 0, "F_GETFD": 1, "F_SETFD": 2, "F_GETFL": 3, "F_SETFL": 4, "F_DUPFD_CLOEXEC": 1030,
+    "F_ADD_SEALS": 1033, "F_GET_SEALS": 1034,
+}  # fmt: skip
+RENAME_WHITEOUT = 4  # include/uapi/linux/fs.h: leaves a character device in the old place
 CLONE_THREAD = 0x00010000
 CLONE_NEW_ANY = 0x7E020000 | 0x02000000  # every CLONE_NEW* that clone(2) takes
 
@@ -41,16 +48,18 @@ class Abi:
     clone: int
     clone3: int
     prlimit64: int
+    fcntl: int
+    renameat2: int
     allowed: Mapping[str, int]
 
 
 # arch/x86/entry/syscalls/syscall_64.tbl
-X86_64 = Abi(0xC000003E, clone=56, clone3=435, prlimit64=302, allowed={
+X86_64 = Abi(0xC000003E, clone=56, clone3=435, prlimit64=302, fcntl=72, renameat2=316, allowed={
     # files: all of them under the worker's own root, which holds its staging tree alone
     "read": 0, "write": 1, "close": 3, "fstat": 5, "lseek": 8, "pread64": 17, "pwrite64": 18, "readv": 19,
-    "writev": 20, "dup": 32, "fcntl": 72, "fsync": 74, "fdatasync": 75, "ftruncate": 77, "fadvise64": 221,
+    "writev": 20, "dup": 32, "fsync": 74, "fdatasync": 75, "ftruncate": 77, "fadvise64": 221,
     "openat": 257, "mkdirat": 258, "newfstatat": 262, "unlinkat": 263, "renameat": 264, "readlinkat": 267,
-    "utimensat": 280, "fallocate": 285, "dup3": 292, "preadv": 295, "pwritev": 296, "renameat2": 316,
+    "utimensat": 280, "fallocate": 285, "dup3": 292, "preadv": 295, "pwritev": 296,
     "preadv2": 327, "pwritev2": 328, "statx": 332, "getdents64": 217, "openat2": 437, "close_range": 436,
     "fstatfs": 138,
     # memory: an engine makes code at run time, so mprotect with PROT_EXEC stays
@@ -65,11 +74,11 @@ X86_64 = Abi(0xC000003E, clone=56, clone3=435, prlimit64=302, allowed={
 })  # fmt: skip
 
 # include/uapi/asm-generic/unistd.h; the older of two calls is missing there
-AARCH64 = Abi(0xC00000B7, clone=220, clone3=435, prlimit64=261, allowed={
+AARCH64 = Abi(0xC00000B7, clone=220, clone3=435, prlimit64=261, fcntl=25, renameat2=276, allowed={
     "read": 63, "write": 64, "close": 57, "fstat": 80, "lseek": 62, "pread64": 67, "pwrite64": 68, "readv": 65,
-    "writev": 66, "dup": 23, "fcntl": 25, "fsync": 82, "fdatasync": 83, "ftruncate": 46, "fadvise64": 223,
+    "writev": 66, "dup": 23, "fsync": 82, "fdatasync": 83, "ftruncate": 46, "fadvise64": 223,
     "openat": 56, "mkdirat": 34, "newfstatat": 79, "unlinkat": 35, "renameat": 38, "readlinkat": 78,
-    "utimensat": 88, "fallocate": 47, "dup3": 24, "preadv": 69, "pwritev": 70, "renameat2": 276,
+    "utimensat": 88, "fallocate": 47, "dup3": 24, "preadv": 69, "pwritev": 70,
     "preadv2": 286, "pwritev2": 287, "statx": 291, "getdents64": 61, "openat2": 437, "close_range": 436,
     "fstatfs": 44,
     # and the barrier after which every core sees the code that the engine has made
@@ -129,6 +138,18 @@ def make_filter(abi: Abi) -> bytes:
         _step(JUMP_EQUAL, 0, no=1),
         allow,
         refuse,
+    ]
+    commands = [_step(JUMP_EQUAL, command, no=1) + allow for command in DESCRIPTOR_COMMANDS.values()]
+    steps += [
+        _step(JUMP_EQUAL, abi.fcntl, no=2 * len(commands) + 2),
+        _step(LOAD, ARGUMENTS + 8),
+        *commands,
+        refuse,
+        _step(JUMP_EQUAL, abi.renameat2, no=4),
+        _step(LOAD, ARGUMENTS + 4 * 8),
+        _step(JUMP_SET, RENAME_WHITEOUT, no=1),
+        refuse,
+        allow,
     ]
     for number in sorted(abi.allowed.values()):
         steps += [_step(JUMP_EQUAL, number, no=1), allow]

@@ -52,6 +52,8 @@ def guard(task: Task, job: socket.socket, body: Body, *, keep: tuple[int, ...]) 
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
         _, status, usage = os.wait4(worker, 0)
+        if ending is None and _spent_all(status, usage.ru_utime + usage.ru_stime, task.jail.cpu_s):
+            ending = Ending.WALL
         report = _judge(reading, status, ending, out_of_memory=group is not None and cgroup.ran_out_of_memory(group))
         peak = (cgroup.peak(group) if group is not None else 0) or usage.ru_maxrss * 1024
         wall = int((time.monotonic() - started) * 1000)
@@ -91,6 +93,11 @@ def _wait(worker: int, job: socket.socket, *, deadline: float) -> Ending | None:
         os.close(pidfd)
 
 
+def _spent_all(status: int, spent: float, limit: float) -> bool:
+    """Whether the kernel has killed who used up its processor time (seconds): it counts by the tick, a few % more."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and spent >= 0.9 * limit
+
+
 def _judge(reading: int, status: int, ending: Ending | None, *, out_of_memory: bool) -> Report:
     """Return the worker's report where it is to be had, else the reason why there is none."""
     if ending is not None:
@@ -98,8 +105,6 @@ def _judge(reading: int, status: int, ending: Ending | None, *, out_of_memory: b
     if os.WIFSIGNALED(status):
         if out_of_memory:
             return Report(None, Ending.MEMORY, 0)
-        if os.WTERMSIG(status) == signal.SIGXCPU:
-            return Report(None, Ending.WALL, 0)
         return Report(None, Ending.KILLED, 0)
     os.set_blocking(reading, False)
     try:

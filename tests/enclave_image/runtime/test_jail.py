@@ -13,10 +13,12 @@ import json
 import mmap
 import os
 import platform
+import re
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,26 @@ def walls(tmp_path: Path) -> Jail:
     return Jail(str(tmp_path), 23_456, True, None, 1 << 28, 1 << 20, 10)
 
 
+HEADERS = {  # of Debian's linux-libc-dev, which the compiler here brings
+    "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+    "aarch64": Path("/usr/include/asm-generic/unistd.h"),
+}
+
+
+@pytest.mark.parametrize("machine", HEADERS)
+def test_the_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
+    if not HEADERS[machine].exists():
+        pytest.skip("no kernel headers here")
+    found = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", HEADERS[machine].read_text())
+    numbers = {name: int(number) for name, number in found}
+    numbers.setdefault("newfstatat", numbers.get("fstatat", -1))
+    abi = seccomp.ABIS[machine]
+    closer = {"clone": abi.clone, "clone3": abi.clone3, "prlimit64": abi.prlimit64, "fcntl": abi.fcntl,
+              "renameat2": abi.renameat2}  # fmt: skip
+    named = {**abi.allowed, **closer}
+    assert named == {name: numbers[name] for name in named}
+
+
 # Numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
 FORBIDDEN = {
     "socket(AF_VSOCK)": (41, socket.AF_VSOCK, socket.SOCK_STREAM, 0),
@@ -123,6 +145,12 @@ FORBIDDEN = {
     "open_by_handle_at": (304, 0, 0, 0),
     "init_module": (175, 0, 0, 0),
     "kexec_load": (246, 0, 0, 0, 0),
+    "fcntl(F_SETOWN)": (72, 0, 8, 1),
+    "fcntl(F_SETOWN_EX)": (72, 0, 15, 0),
+    "fcntl(F_SETSIG)": (72, 0, 10, 9),
+    "fcntl(F_SETLEASE)": (72, 0, 1024, 0),
+    "fcntl(F_NOTIFY)": (72, 0, 1026, 1),
+    "renameat2(RENAME_WHITEOUT)": (316, -100, 0, -100, 0, 4),
 }
 
 
@@ -133,6 +161,27 @@ def test_no_system_call_out_of_it_is_answered(walls: Jail) -> None:
 
     _, seen = in_jail(walls, attempt)
     assert seen == dict.fromkeys(FORBIDDEN, errno.EPERM)
+
+
+def test_what_an_engine_does_with_descriptors_is_answered(walls: Jail) -> None:
+    def attempt() -> list[int]:
+        seals = os.memfd_create("seals", os.MFD_ALLOW_SEALING)
+        return [call(72, seals, command, 0) for command in (0, 1, 2, 3, 4, 1030, 1033, 1034)]
+
+    _, seen = in_jail(soft(walls), attempt)
+    assert isinstance(seen, list)
+    assert errno.EPERM not in seen
+
+
+@needs_root
+def test_a_name_may_be_changed(walls: Jail) -> None:
+    def attempt() -> object:
+        os.mkdir("old", dir_fd=os.open("/mine", os.O_RDONLY))
+        names = [ctypes.create_string_buffer(name) for name in (b"/mine/old", b"/mine/new")]
+        code = call(316, -100, ctypes.addressof(names[0]), -100, ctypes.addressof(names[1]), 1)  # RENAME_NOREPLACE
+        return [code, sorted(path.name for path in Path("/mine").iterdir())]
+
+    assert in_jail(walls, attempt)[1] == [0, ["new"]]
 
 
 @needs_root
@@ -222,6 +271,15 @@ def test_ends_a_worker_whose_time_is_over(walls: Jail) -> None:
     assert report.trap == Ending.WALL
 
 
+def test_ends_a_worker_that_has_used_up_its_processor_time(walls: Jail) -> None:
+    def attempt() -> None:
+        while True:
+            pass
+
+    report, _ = in_jail(replace(soft(walls), cpu_s=1), attempt)
+    assert report.trap == Ending.WALL
+
+
 def test_a_worker_that_dies_is_told_as_killed(walls: Jail) -> None:
     report, _ = in_jail(soft(walls), lambda: ctypes.string_at(8))
     assert report.trap == Ending.KILLED
@@ -260,7 +318,8 @@ def soft(walls: Jail) -> Jail:
 
 def test_the_list_names_each_call_once_and_is_the_same_for_every_processor() -> None:
     for abi in seccomp.ABIS.values():
-        assert len({*abi.allowed.values(), abi.clone, abi.clone3, abi.prlimit64}) == len(abi.allowed) + 3
+        closer = {abi.clone, abi.clone3, abi.prlimit64, abi.fcntl, abi.renameat2}
+        assert len({*abi.allowed.values(), *closer}) == len(abi.allowed) + len(closer)
         assert not set(abi.allowed) & {"socket", "ptrace", "execve", "ioctl", "fork", "clone3", "mount", "kill"}
     assert seccomp.X86_64.allowed.keys() - seccomp.AARCH64.allowed.keys() == {"poll", "epoll_wait"}  # older twins
     assert seccomp.AARCH64.allowed.keys() - seccomp.X86_64.allowed.keys() == {"membarrier"}
