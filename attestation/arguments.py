@@ -8,6 +8,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NoReturn
 
 from .console import error_fields, write_out
@@ -28,7 +29,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say usage and error on stderr, under --json also one object on stdout; exit with 2."""
-        if "--json" in self._words:
+        options = takewhile(lambda word: word != "--", self._words)
+        if "--json" in options:
             with contextlib.suppress(EnvironmentLacks):  # it is told on stderr in any case
                 write_out(
                     json.dumps({"error": error_fields(UsageError(message, hint=f"{self.prog} --help"))}, indent=2)

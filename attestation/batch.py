@@ -28,7 +28,7 @@ from .chain import Root
 from .chain_cache import DEFAULT_ENTRIES, ChainCache
 from .errors import AttestationError, EnvironmentLacks, MalformedInput
 from .expectations import Expectations
-from .verifier import Appraisal, require_arguments, verify
+from .verifier import Appraisal, require_arguments, require_roots, verify
 
 CHUNK = 16  # documents handed to a process at once: with fewer, handing over takes its share
 CHUNKS_AHEAD = 2  # for each process: one that it works at, one that waits
@@ -67,6 +67,8 @@ def verify_batch(
     and MalformedInput at once for what concerns all documents, and EnvironmentLacks if processes cannot be started or
     die.
     """
+    if not isinstance(roots, Iterable):
+        require_roots(roots)  # which raises
     trusted = tuple(roots)
     require_arguments(expected, at, trusted)
     count = usable_cores() if processes is None else processes

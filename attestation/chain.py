@@ -88,8 +88,9 @@ def load_root(raw: bytes) -> Root:
     wanted = "PEM or DER of one self-signed P-384 CA certificate"
     if len(raw) > MAX_CERTIFICATE_PEM:
         raise MalformedInput("root: file too long", expected=f"at most {MAX_CERTIFICATE_PEM} bytes", actual=len(raw))
-    binary = raw[:1] == b"0"  # a DER SEQUENCE
-    if not binary and b"-----BEGIN CERTIFICATE-----" not in raw:
+    text = b"-----BEGIN CERTIFICATE-----" in raw  # a PEM file may begin with words
+    binary = not text and raw[:1] == b"0"  # a DER SEQUENCE
+    if not text and not binary:
         raise MalformedInput("root: not usable", expected=wanted, actual="no certificate")
     try:
         certificates = [x509.load_der_x509_certificate(raw)] if binary else x509.load_pem_x509_certificates(raw)

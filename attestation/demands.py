@@ -83,6 +83,7 @@ class ImageIs(Demand):
     @classmethod
     def any_of(cls, images: Iterable[Measurements]) -> ImageIs:
         """Return the demand for one of these images."""
+        require_type(images, Iterable, "images")
         return cls(tuple(images))
 
     def __post_init__(self) -> None:
@@ -179,6 +180,8 @@ class PolicyIs(Demand):
     def __post_init__(self) -> None:
         require_type(self.policy_hash, bytes, "policy hash")
         require_type(self.purpose, Purpose, "purpose")
+        if self.body_hash is not None:
+            require_type(self.body_hash, bytes, "body hash")
         if len(self.policy_hash) != HASH_SIZE:
             raise MalformedInput("policy hash: no SHA-256", expected=f"{HASH_SIZE} bytes", actual=self.policy_hash)
 

@@ -75,6 +75,11 @@ class NitroProfile(Profile):
 
     def __post_init__(self) -> None:
         needed = {"module_id", "digest", "timestamp", "certificate", "cabundle", self.registers}
+        if not all(0 <= index < self.register_count for index in self.image):
+            raise MalformedInput(
+                f"profile {self.name}: a register of the image is none", expected=f"0..{self.register_count - 1}",
+                actual=self.image,
+            )  # fmt: skip
         if missing := needed - set(self.required):
             raise MalformedInput(
                 f"profile {self.name}: keys that are not required", expected=", ".join(sorted(needed)),

@@ -153,7 +153,10 @@ class StaleEvidence(AttestationError):
 
 
 class EmptyExpectations(AttestationError):
-    """Nothing was demanded of the evidence; an empty list of demands does not pass."""
+    """Nothing was demanded of the evidence; an empty list of demands does not pass.
+
+    Of one document alone (only debug mode was accepted, and it is not in it): refused, exit code 1.
+    """
 
     slug = "empty-expectations"
     exit_code = EXIT_USAGE

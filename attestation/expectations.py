@@ -7,7 +7,7 @@ default but that the isolate is not in debug mode; whatever accepts more has a n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ from .document import NITRO_ENCLAVE, Profile
 from .errors import DebugEvidence, EmptyExpectations, MalformedInput, MeasurementMismatch
 from .limits import NONCE_SIZE
 from .measurements import Measurements
-from .terms import Demand, Evidence, Term
+from .terms import Demand, Evidence, Term, require_type
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -63,6 +63,7 @@ __all__ = [
 
 
 # Demands and permissions that know what a Nitro enclave's registers and fields mean.
+PROFILE_PARTS = ("name", "algorithm", "image", "zero_is_debug")
 ENCLAVE_TERMS = (ImageIs, SignerIs, PolicyIs, InstanceIs, ParentRoleIs)
 
 
@@ -77,8 +78,11 @@ class ProfileIs(Term):
     profile: Profile
 
     def __post_init__(self) -> None:
-        if not isinstance(self.profile, Profile):
-            raise MalformedInput("profile: wrong type", expected="Profile", actual=type(self.profile).__name__)
+        require_type(self.profile, Profile, "profile")
+        if missing := [name for name in PROFILE_PARTS if not hasattr(self.profile, name)]:
+            raise MalformedInput(
+                "profile: not whole", expected=", ".join(PROFILE_PARTS), actual=f"without {', '.join(missing)}"
+            )
         if not self.profile.image:  # whoever demands all of none demands nothing
             raise MalformedInput(
                 f"profile {self.profile.name}: no register says what runs", expected="one at least", actual="none"
@@ -138,6 +142,7 @@ class Expectations:
 
     def __post_init__(self) -> None:
         """Refuse what is neither a demand nor a permission: passed over, it would be a check that nobody makes."""
+        require_type(self.terms, tuple, "expectations")
         for term in self.terms:
             if not isinstance(term, (Demand, Permission, ProfileIs)):
                 raise MalformedInput(
@@ -160,6 +165,7 @@ class Expectations:
         `nonce` 32 fresh random bytes; `public_key` the DER SPKI that signed this connection's handshake. An image that
         only one of policy and measurements names is not accepted; raises MeasurementMismatch if none is in both.
         """
+        require_type(nonce, bytes, "nonce")
         if len(nonce) != NONCE_SIZE:
             raise MalformedInput("nonce: wrong size", expected=f"{NONCE_SIZE} bytes", actual=len(nonce))
         terms: list[Term] = [
@@ -185,12 +191,12 @@ class Expectations:
     @cached_property
     def profile(self) -> Profile:
         """The profile that the payload must have: a Nitro enclave's, unless ProfileIs says another."""
-        profiles = {term.profile for term in self.terms if isinstance(term, ProfileIs)} or {NITRO_ENCLAVE}
-        if len(profiles) > 1:
+        profiles = [term.profile for term in self.terms if isinstance(term, ProfileIs)] or [NITRO_ENCLAVE]
+        profile = profiles[0]
+        if any(other != profile for other in profiles):
             raise MalformedInput(
-                "two profiles are demanded", expected="one", actual=", ".join(sorted(p.name for p in profiles))
+                "two profiles are demanded", expected="one", actual=", ".join(sorted({p.name for p in profiles}))
             )
-        (profile,) = profiles
         if profile != NITRO_ENCLAVE and any(
             isinstance(term, (*ENCLAVE_TERMS, UnsafeAcceptDebug)) for term in self.terms
         ):
@@ -203,14 +209,19 @@ class Expectations:
     @cached_property
     def names_image(self) -> bool:
         """Whether it is said what code may run: some images, PCR0-2 together, a signer, or aloud any."""
-        if any(isinstance(term, (ImageIs, SignerIs, UnsafeAcceptAnyImage)) for term in self.terms):
+        return self.demands_image or any(isinstance(term, UnsafeAcceptAnyImage) for term in self.terms)
+
+    @cached_property
+    def demands_image(self) -> bool:
+        """Whether some code is demanded: some images, PCR0-2 together, or a signer."""
+        if any(isinstance(term, (ImageIs, SignerIs)) for term in self.terms):
             return True
         return set(self.profile.image) <= {term.index for term in self.terms if isinstance(term, RegisterIs)}
 
     @cached_property
     def accepts_any_image(self) -> bool:
-        """Whether UnsafeAcceptAnyImage was given."""
-        return any(isinstance(term, UnsafeAcceptAnyImage) for term in self.terms)
+        """Whether any code is accepted: UnsafeAcceptAnyImage was given, and nothing beside it demands some."""
+        return self.names_image and not self.demands_image
 
     @cached_property
     def accepts_unsigned(self) -> bool:
@@ -232,12 +243,14 @@ class Expectations:
 
     def check_debug(self, evidence: Evidence) -> bool:
         """Return whether the isolate is in debug mode; raise DebugEvidence unless that is accepted (point 5)."""
-        if not self.profile.zero_is_debug or not evidence.document.measurements.debug:
+        registers = {index: evidence.document.pcrs.get(index, b"") for index in self.profile.image}
+        zeros = [f"PCR{index}" for index, value in registers.items() if not any(value)]
+        if not self.profile.zero_is_debug or not zeros:
             return False
         refusal = DebugEvidence(
-            "PCR0, PCR1 or PCR2 is zero: the isolate runs in debug mode and protects nothing",
+            f"{_listed(registers)} is zero: the isolate runs in debug mode and protects nothing",
             expected="an image's measurements",
-            actual=_zeros(evidence.document.measurements),
+            actual=f"zero in {', '.join(zeros)}",
             hint="boot without debug mode",
         )
         permissions = [term for term in self.terms if isinstance(term, UnsafeAcceptDebug)]
@@ -249,6 +262,6 @@ class Expectations:
         return True
 
 
-def _zeros(measurements: Measurements) -> str:
-    names = [f"PCR{index}" for index, value in enumerate(measurements.registers) if not any(value)]
-    return f"zero in {', '.join(names)}"
+def _listed(registers: Iterable[int]) -> str:
+    *first, last = [f"PCR{index}" for index in registers]
+    return f"{', '.join(first)} or {last}" if first else last

@@ -104,12 +104,13 @@ def demand_apart(targets: Mapping[str, Path | None], sources: Iterable[Path | No
     `targets` are named as the user named them: `--out`. What is None was not asked for.
     """
     named = [(name, path) for name, path in targets.items() if path is not None]
+    given = [source for source in sources if source is not None]
     for index, (name, path) in enumerate(named):
         for other, before in named[:index]:
             if _same_file(path, before):
                 raise UsageError(f"{other} and {name} name the same file", actual=path)
-        for source in sources:
-            if source is not None and (_same_file(path, source) or _lies_in(path, source)):
+        for source in given:
+            if _same_file(path, source) or _lies_in(path, source):
                 raise UsageError(
                     f"{name} {path} would replace what it is made from: {source}", hint="name another file"
                 )
@@ -181,13 +182,23 @@ def room_hint(error: OSError, *, space: str = "free some space there") -> str | 
 def _put_in_place(temporary: Path, path: Path, *, refuse_existing: bool) -> None:
     try:
         if refuse_existing:
-            os.link(temporary, path)  # unlike rename, fails where somebody was faster
+            _link(temporary, path)  # unlike rename, fails where somebody was faster
         else:
             temporary.replace(path)
     except FileExistsError as error:
         raise UsageError(f"{path} exists") from error
     except OSError as error:
         raise EnvironmentLacks(f"cannot write {path}: {error.strerror}") from error
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # no hard links there, as on a USB stick
+        temporary.replace(path)
 
 
 def _sync_folder(folder: Path) -> None:

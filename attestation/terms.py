@@ -49,7 +49,7 @@ class Demand(Term):
 
 def require_type(value: object, kind: type, name: str) -> None:
     """Raise MalformedInput for a caller's value of another type."""
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise MalformedInput(f"{name}: wrong type", expected=kind.__name__, actual=type(value).__name__)
 
 

@@ -108,6 +108,8 @@ def examine(
 ) -> Generator[Check, None, Appraisal]:
     """Do what `verify` does, yielding each check once it has passed; the appraisal is the generator's return value."""
     require_arguments(expected, at, roots)
+    if links is not None and not isinstance(links, ChainCache):
+        raise MalformedInput("no memory of chains", expected="ChainCache", actual=type(links).__name__)
 
     sign1 = parse_sign1(document)  # (1)
     _check_envelope(sign1, expected)
@@ -117,9 +119,11 @@ def examine(
     chain = None
     if sign1.algorithm is not None:
         verified = chain = expected.profile.trace(claims, roots=roots, at=at, links=links)  # (2)
+        _check_anchor(chain, roots)
         yield Check(2, lambda: f"chain to {verified.root.name}, valid at {_text(at)}")
         sign1.verify(chain.key)  # (3)
-        _check_time(claims, chain, at)
+    _check_time(claims, chain, at)  # of an unsigned document too: one from the future would stay fresh
+    if chain is not None:
         yield Check(3, "signature of the leaf over the payload, made while it was valid")
 
     evidence = Evidence(claims, chain, at)
@@ -155,9 +159,14 @@ def require_arguments(expected: Expectations, at: datetime, roots: Sequence[Root
         raise MalformedInput(
             "the time to verify at has no time zone", expected="an aware datetime", actual=at.isoformat()
         )
+    require_roots(roots)
+    expected.require_content()
+
+
+def require_roots(roots: object) -> None:
+    """Raise MalformedInput for what is no sequence of roots."""
     if not isinstance(roots, Sequence) or not all(isinstance(root, Root) for root in roots):
         raise MalformedInput("no roots", expected="a sequence of Root, such as [aws_root()]", actual=f"{roots!r:.80}")
-    expected.require_content()
 
 
 def archived_time(document: bytes, *, profile: Profile = NITRO_ENCLAVE) -> datetime:
@@ -166,6 +175,8 @@ def archived_time(document: bytes, *, profile: Profile = NITRO_ENCLAVE) -> datet
     Evidence verified at its own time was good then. It says nothing about now: give no secret for it. Raises
     MalformedEvidence where there is none.
     """
+    if not isinstance(profile, Profile):
+        raise MalformedInput("profile: wrong type", expected="Profile", actual=type(profile).__name__)
     made_at = profile.parse(parse_sign1(document).payload).timestamp
     if made_at is None:
         raise MalformedEvidence("the document tells no time of its own", expected="one", actual="none")
@@ -185,8 +196,17 @@ def _check_envelope(sign1: Sign1, expected: Expectations) -> None:
         raise MalformedEvidence("protected header: wrong algorithm", expected=wanted.name, actual=sign1.algorithm.name)
 
 
-def _check_time(claims: Document, chain: Chain, at: datetime) -> None:
-    """Check that a signed document was made before the time given, and by a leaf that was valid (point 3)."""
+def _check_anchor(chain: Chain, roots: Sequence[Root]) -> None:
+    """Check that what a profile found hangs on what the caller chose, whatever profile it is (point 2)."""
+    if not any(chain.root is root or chain.root == root for root in roots):
+        raise UntrustedChain(
+            "the evidence hangs on an anchor that was not chosen", expected=", ".join(root.name for root in roots),
+            actual=chain.root.name,
+        )  # fmt: skip
+
+
+def _check_time(claims: Document, chain: Chain | None, at: datetime) -> None:
+    """Check that a document was made before the time given, and by a leaf that was valid (point 3)."""
     made_at = claims.timestamp
     if made_at is None:
         return
@@ -195,7 +215,7 @@ def _check_time(claims: Document, chain: Chain, at: datetime) -> None:
             "the document was made after the time given", expected=f"at most {_text(at)}", actual=_text(made_at),
             hint="check this machine's clock",
         )  # fmt: skip
-    for leaf in chain.links[:1]:
+    for leaf in chain.links[:1] if chain else ():
         if leaf.not_before - made_at > CLOCK_LEEWAY or made_at - leaf.not_after > CLOCK_LEEWAY:
             raise UntrustedChain(
                 "the document was made while its certificate was not valid",

@@ -100,8 +100,11 @@ def read_expectations(args: argparse.Namespace) -> Expectations:
     if args.signer is not None:
         terms.append(SignerIs(_signer(args.signer)))
     if args.any_image:
-        if measured or args.signer is not None:
-            raise UsageError("--any-image does not go with --measurements or --signer", hint="leave one of them out")
+        if measured or Expectations(tuple(terms)).demands_image:
+            raise UsageError(
+                "--any-image does not go with --measurements, --signer, or --pcr for PCR0, PCR1 and PCR2",
+                hint="leave one of them out",
+            )
         terms.append(UnsafeAcceptAnyImage())
     if args.policy is not None:
         policy = read_policy(args.policy)

@@ -38,7 +38,7 @@ PLATFORM_KINDS = frozenset({"kernel", "init", "platform"})  # of cache entries t
 class Platform:
     """The half of the image that our Python code does not touch."""
 
-    kernel: bytes  # as its section has to hold it
+    kernel: bytes
     ramdisk: bytes
     guest: Guest  # unpacked: its interpreter compiles the other half
     origins: Path  # JSON: path in the ramdisk -> the file name of the input that it comes from
@@ -106,7 +106,7 @@ def make_image(
     )
     application = find_application(Cache(), platform.guest, level=config.zstd_level)
     sections = (
-        (SectionType.KERNEL, platform.kernel),
+        (SectionType.KERNEL, fit_kernel(platform.kernel, lock.architecture)),
         (SectionType.CMDLINE, config.command_line.encode()),
         (SectionType.METADATA, make_metadata(config, lock, kernel)),
         (SectionType.RAMDISK, platform.ramdisk),
@@ -213,7 +213,7 @@ def _build_kernel(cache: Cache, config: ImageConfig, lock: Lock, inputs: Mapping
 def _build_platform(
     cache: Cache, config: ImageConfig, lock: Lock, inputs: Mapping[str, Path], given: GivenKernel | None
 ) -> Platform:
-    kernel = fit_kernel(given.image if given else _build_kernel(cache, config, lock, inputs), lock.architecture)
+    kernel = given.image if given else _build_kernel(cache, config, lock, inputs)
     tools = lock.packages_for(Role.TOOLCHAIN)
     toolchain = [inputs[package.name] for package in tools]
     init = build_init(

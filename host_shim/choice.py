@@ -56,7 +56,9 @@ def _choose_qemu(args: argparse.Namespace, stack: contextlib.ExitStack) -> Choic
     from .accel import Accel, KvmVerdict
     from .accel_probe import try_accelerator
     from .qemu import BootFiles, Machine, QemuIsolate, check_memory, choose_accelerators, find_qemu
+    from .vhost_user.host import demand_host
 
+    demand_host()
     image = _load_image(args)
     files = stack.enter_context(BootFiles(image))
     qemu, architecture = find_qemu(args.qemu, files.hardware), files.hardware.architecture
@@ -89,12 +91,14 @@ def _choose_qemu_nitro(args: argparse.Namespace, stack: contextlib.ExitStack) ->
     from .hardware import check_kernel
     from .qemu import Machine, SealedFile, check_memory, choose_accelerators
     from .qemu_nitro import Parent, QemuNitroIsolate, find_qemu_nitro
+    from .vhost_user.host import demand_host
 
     if args.debug_mode:
         raise UsageError(
             "QEMU's nitro-enclave machine has no debug mode: its registers are never zeroed",
             hint="leave --debug-mode out",
         )
+    demand_host()
     qemu = find_qemu_nitro(args.qemu)
     image = _load_image(args)
     check_kernel(image)

@@ -21,6 +21,7 @@ from .doctor import Finding, Level, ok
 from .hardware import own_hardware
 from .qemu import Qemu, find_qemu
 from .qemu_nitro import find_qemu_nitro
+from .vhost_user.host import HOST
 
 HELP_LIMIT = 256 * 1024  # bytes of a QEMU's help that are looked at
 HELP_TIME = 20.0  # seconds
@@ -28,6 +29,11 @@ HELP_TIME = 20.0  # seconds
 
 def examine_qemu() -> Iterator[Finding]:
     """QEMU: there, new enough, with the machine and the device that isolates need, and with what it runs guests."""
+    if os.uname().machine != HOST:
+        what = (
+            "the isolates qemu and qemu-nitro run on x86-64 hosts alone: our vsock backend relies on their memory order"
+        )
+        yield Finding("vsock backend", Level.NOTE, what, "use `--isolate nitro`, or `process` to try things out")
     hardware = own_hardware()
     machine, architecture = hardware.machine.partition(",")[0], hardware.architecture
     try:

@@ -50,7 +50,10 @@ def container_files(args: argparse.Namespace) -> list[Path]:
     if source is None:
         return []
     names = ("oci-layout", "index.json", "manifest.json", "blobs")
-    return [source / name for name in names] if source.is_dir() else [source]
+    if not source.is_dir():
+        return [source]
+    # And what `docker save` wrote before it wrote layouts.
+    return [*(source / name for name in names), *source.glob("*.json"), *source.glob("*/layer.tar")]
 
 
 def build_from_oci(

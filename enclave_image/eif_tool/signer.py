@@ -21,6 +21,7 @@ MAX_SIGNATURE_FILE = 1024  # bytes; P-521 in DER has 139
 MAX_TALK = 64 * 1024  # bytes of the signer's messages that are passed on
 SIGNER_TIMEOUT = 300  # seconds: a person may have to touch a token
 _PIECE = 4096  # bytes
+_FAREWELL = 1.0  # seconds to end in, once asked to
 _PAUSE = 0.1  # seconds between two looks at whether it has ended
 
 
@@ -46,12 +47,24 @@ def run_signer(command: str, data: bytes) -> bytes:
         raise SignerFailed(f"the signer cannot be started: {name}", actual=reason) from error
     with process:
         try:
-            written = _converse(process, data, name)
+            written = _converse(process, data, words[0])
+        except KeyboardInterrupt:  # which it has too: it may have a terminal to put right
+            _let_end(process)
+            raise
+        except SignerFailed:
+            process.terminate()
+            _let_end(process)
+            raise
         finally:
             process.kill()  # nothing where it has ended
     if process.returncode != 0:
         raise SignerFailed("the signer failed", expected="exit code 0", actual=process.returncode)
     return written
+
+
+def _let_end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_FAREWELL)
 
 
 def _converse(process: subprocess.Popen[bytes], data: bytes, name: str) -> bytes:
@@ -63,13 +76,16 @@ def _converse(process: subprocess.Popen[bytes], data: bytes, name: str) -> bytes
         process.stdin.write(data)  # a few hundred bytes: a pipe takes them at once
         process.stdin.close()
     deadline, written, talk = time.monotonic() + SIGNER_TIMEOUT, b"", _Talk()
+    last = time.monotonic() + _FAREWELL  # for what it left behind to write, where it wrote nothing itself
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         selector.register(process.stderr, selectors.EVENT_READ)
         while True:
             ended = process.poll() is not None
-            ready = selector.select(0 if ended else _PAUSE)
-            if ended and not ready:
+            ready = selector.select(0 if ended and written else _PAUSE)
+            if not ended:
+                last = time.monotonic() + _FAREWELL
+            elif not ready and (written or not selector.get_map() or time.monotonic() > last):
                 return written
             if time.monotonic() > deadline:
                 raise SignerFailed("the signer did not end", expected=f"within {SIGNER_TIMEOUT} s", actual=name)

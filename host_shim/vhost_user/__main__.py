@@ -13,9 +13,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from attestation.console import report
-from attestation.errors import EXIT_OK, EnvironmentLacks, UsageError, VeracruzError
+from attestation.errors import EXIT_OK, UsageError, VeracruzError
 
 from .backend import Backend, Settings, allow_descriptors, die_with_parent
+from .host import demand_host
 
 MIN_CID, MAX_CID = 3, 0xFFFF_FFFE  # 0 to 2 are reserved, the last means any (linux/vm_sockets.h)
 MAX_PORT = 0xFFFF_FFFE
@@ -54,16 +55,6 @@ def make_settings(args: argparse.Namespace) -> Settings:
     except OSError as error:
         raise UsageError("--fd: no open socket", actual=args.fd) from error
     return Settings(args.base, args.guest_cid, sorted(set(args.listen)), connection)
-
-
-def demand_host() -> None:
-    """Raise EnvironmentLacks on a host whose memory order virtqueue.py does not hold."""
-    machine = os.uname().machine
-    if machine != "x86_64":
-        raise EnvironmentLacks(
-            "the vsock backend serves x86-64 hosts alone: its rings rely on their memory order", expected="x86_64",
-            actual=machine, hint="on this host, isolates of the kinds process and nitro",
-        )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

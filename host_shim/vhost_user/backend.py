@@ -82,6 +82,8 @@ class Backend:
         """End `run`, once the host has taken what streams that have ended hold for it, or after LAST_S seconds."""
         if self._ends_at is None:
             self._ends_at = time.monotonic() + LAST_S
+            if self._vhost is not None:
+                self._loop.remove(self._vhost.socket)  # no other QEMU is taken
             self._end_session()
         self._end_if_done()
 
@@ -94,7 +96,7 @@ class Backend:
         reader, writer = self._signals
         reader.setblocking(False)
         writer.setblocking(False)
-        self._loop.add(reader, lambda events: self.stop(), select.EPOLLIN)
+        self._loop.add(reader, lambda events: self.stop(), _EDGES)
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         for number in signals:
             signal.signal(number, lambda *_: None)  # the byte on the wakeup descriptor does the work

@@ -26,6 +26,10 @@ MAX_RESETS = 1024  # resets that wait for buffers before we read no more packets
 MAX_KEPT_RESETS = 4 * MAX_RESETS  # beyond, they are dropped: the guest finds out by a time limit or its next packet
 
 
+def _own_fault(error: Exception) -> str:
+    return f"a fault of this program's own: {type(error).__name__}"
+
+
 class Device:
     """The guest's side of all connections, while the guest's driver runs (between `attach` and `detach`)."""
 
@@ -73,6 +77,8 @@ class Device:
         except GuestFault as fault:
             self._pass_on()
             self._log.note(fault.what)
+        except Exception as error:
+            self._log.note(_own_fault(error))
         self._inbox = self._outbox = None
 
     def lose_guest(self) -> None:
@@ -99,7 +105,7 @@ class Device:
         except GuestFault as fault:
             return self._stop(fault.what)
         except Exception as error:  # a fault of ours, which a guest must not turn into the end of its backend
-            return self._stop(f"a fault of this program's own: {type(error).__name__}")
+            return self._stop(_own_fault(error))
 
     def _stop(self, why: str) -> bool:
         self._log.note(f"the device stops until the guest is reset: {why}")

@@ -74,7 +74,7 @@ class Virtqueue:
         self._armed = True
 
     def take(self, count: int) -> list[Chain]:
-        """Take the next chains, `count` at most; raises GuestFault and takes none if one of them is malformed.
+        """Take the next chains, `count` at most, up to one that is malformed; raises GuestFault if that is the first.
 
         After MAX_PIECES descriptors it takes no more: `more` then says that there are.
         """
@@ -84,12 +84,17 @@ class Virtqueue:
         pieces = 0
         for head in heads:
             address, length, flags, _ = unpack_from(table, head * 16)
-            if flags == _INDIRECT and length == _PAIR.size:  # what Linux sends: a header and one piece of payload
-                at, size, following, index, at2, size2, last, _ = _PAIR.unpack(view(address, length))
-                if following == _NEXT and index == 1 and last == 0:
-                    chains.append((head, [view(at, size), view(at2, size2)], []))
-                    continue
-            readable, writable = self._walk(head)
+            try:
+                if flags == _INDIRECT and length == _PAIR.size:  # what Linux sends: a header and one piece of payload
+                    at, size, following, index, at2, size2, last, _ = _PAIR.unpack(view(address, length))
+                    if following == _NEXT and index == 1 and last == 0:
+                        chains.append((head, [view(at, size), view(at2, size2)], []))
+                        continue
+                readable, writable = self._walk(head)
+            except GuestFault:
+                if not chains:
+                    raise
+                break  # what came before it has its turn first
             chains.append((head, readable, writable))
             pieces += len(readable) + len(writable)
             if pieces >= MAX_PIECES:

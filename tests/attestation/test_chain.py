@@ -300,6 +300,7 @@ def test_any_other_root_is_for_development() -> None:
     root = load_root(_pem(SOUND.certificates["root"]))
     assert root.development
     assert load_root(SOUND.certificates["root"]) == root
+    assert load_root(b"0 s:CN = what openssl says before it\n" + _pem(SOUND.certificates["root"])) == root
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,12 @@ def test_an_unsigned_document_has_no_root() -> None:
         (lambda: RootIs(b"root"), MalformedInput),
         (lambda: RootIs("00" * 32), MalformedInput),
         (lambda: ProfileIs("nitro-tpm"), MalformedInput),
+        (lambda: ImageIs.any_of(None), MalformedInput),
+        (lambda: RegisterIs(True, ZERO_PCR), MalformedInput),
+        (lambda: PolicyIs(POLICY_HASH, body_hash="00" * 32), MalformedInput),
+        (lambda: Expectations(None), MalformedInput),
+        (lambda: Expectations([NonceIs(NONCE)]), MalformedInput),
+        (lambda: Expectations.for_session(None, [IMAGE], None, b"key"), MalformedInput),
     ],
 )
 def test_a_demand_that_could_not_be_meant_cannot_be_made(make: Any, error: type[VeracruzError]) -> None:

@@ -19,6 +19,7 @@ from attestation.cose import Algorithm
 from attestation.document import NITRO_ENCLAVE, Document, NitroProfile, Profile
 from attestation.errors import (
     BadSignature,
+    DebugEvidence,
     EmptyExpectations,
     MalformedEvidence,
     MalformedInput,
@@ -143,6 +144,7 @@ def test_the_profile_of_a_nitro_enclave_is_the_default() -> None:
 # --- Arm's: RFC 9783, whose claims have integer keys, with a key that the verifier knows beforehand and no time ---
 
 NONCE_CLAIM, INSTANCE_CLAIM, COMPONENTS_CLAIM = 10, 256, 2399
+OTHER_CLAIMS = {2394: 1, 2395: 0x3000, 2396: bytes(32)}  # client, security lifecycle, implementation: all mandatory
 MEASUREMENT, SIGNER = 2, 5  # of a software component
 ES256_HEADER = cbor2.dumps({1: -7})
 INSTANCE = b"\x01" + bytes(range(32))
@@ -163,11 +165,13 @@ class PsaToken(Profile):
 
     def parse(self, payload: bytes) -> Document:
         claims = cbor.decode(payload, what="payload")
-        if type(claims) is not dict or list(claims) != [NONCE_CLAIM, INSTANCE_CLAIM, COMPONENTS_CLAIM]:
-            raise MalformedEvidence("payload: no PSA token", expected="its three claims", actual=cbor.describe(claims))
-        nonce, instance, components = claims.values()
+        if type(claims) is not dict or not {NONCE_CLAIM, INSTANCE_CLAIM, COMPONENTS_CLAIM, *OTHER_CLAIMS} <= set(
+            claims
+        ):
+            raise MalformedEvidence("payload: no PSA token", expected="its claims", actual=cbor.describe(claims))
+        nonce, instance, components = (claims[key] for key in (NONCE_CLAIM, INSTANCE_CLAIM, COMPONENTS_CLAIM))
         if type(nonce) is not bytes or type(instance) is not bytes or type(components) is not tuple:
-            raise MalformedEvidence("payload: no PSA token", expected="its three claims", actual="other types")
+            raise MalformedEvidence("payload: no PSA token", expected="its claims", actual="other types")
         registers = {}
         for index, component in enumerate(components):
             if type(component) is not dict or type(measurement := component.get(MEASUREMENT)) is not bytes:
@@ -193,7 +197,8 @@ class PsaToken(Profile):
 
 def _token(*, key: ec.EllipticCurvePrivateKey = KEY, nonce: bytes = NONCE) -> bytes:
     components = [{MEASUREMENT: bytes([10 + index]) * 48, SIGNER: bytes(48)} for index in range(2)]
-    payload = cbor2.dumps({NONCE_CLAIM: nonce, INSTANCE_CLAIM: INSTANCE, COMPONENTS_CLAIM: components})
+    claims = {NONCE_CLAIM: nonce, INSTANCE_CLAIM: INSTANCE, **OTHER_CLAIMS, COMPONENTS_CLAIM: components}
+    payload = cbor2.dumps(claims)
     return make_envelope(payload, key, protected=ES256_HEADER)
 
 
@@ -210,6 +215,26 @@ def test_a_token_of_arms_verifies_under_the_key_of_its_instance() -> None:
         _token(), expected=Expectations.of(ProfileIs(PsaToken()), *LOADED), at=MADE_AT, roots=[PKI.root, ANCHOR],
         links=ChainCache(),
     ).nonce == NONCE  # fmt: skip
+
+
+def test_an_anchor_that_a_profile_found_elsewhere_is_not_trusted() -> None:
+    @dataclass(frozen=True)
+    class Generous(PsaToken):
+        def trace(
+            self, document: Document, *, roots: Sequence[Root], at: datetime, links: ChainCache | None = None
+        ) -> Chain:
+            return super().trace(document, roots=[ANCHOR], at=at, links=links)
+
+    with pytest.raises(UntrustedChain, match="an anchor that was not chosen"):
+        _verify(_token(), ProfileIs(Generous()), *LOADED)
+
+
+def test_a_zero_in_its_own_registers_is_what_tells_of_debug_mode() -> None:
+    """Whatever the others are: PCR0, PCR1 and PCR2 mean something else there, or nothing."""
+    debuggable = replace(NITRO_TPM, zero_is_debug=True)
+    assert _verify(_document(), ProfileIs(debuggable), *BOOTED)
+    with pytest.raises(DebugEvidence, match="PCR4 or PCR11 is zero"):
+        _verify(_document(), ProfileIs(replace(debuggable, image=(4, 11))), UnsafeAcceptAnyImage())
 
 
 def test_it_is_refused_where_anything_is_another() -> None:

@@ -28,6 +28,7 @@ from attestation.errors import (
 from attestation.expectations import (
     Expectations,
     ImageIs,
+    MaxAge,
     NonceIs,
     PolicyIs,
     PublicKeyIs,
@@ -231,6 +232,15 @@ def test_archived_evidence_verifies_at_its_own_time_only_if_the_caller_asks() ->
     assert _verify(document, at=archived_time(document)).timestamp == MADE_AT
 
 
+def test_an_unsigned_document_was_not_made_in_the_future_either() -> None:
+    """It would be younger than any age that is asked for, for years."""
+    expected = Expectations.of(ImageIs.any_of([IMAGE]), UnsafeAcceptUnsigned(), MaxAge(timedelta(seconds=60)))
+    document = make_qemu_document(timestamp=milliseconds(MADE_AT + timedelta(days=3000)))
+    with pytest.raises(ClockOutOfStep, match="made after the time given"):
+        _verify(document, expected=expected)
+    assert _verify(make_qemu_document(), expected=expected).verdict is Verdict.UNSIGNED
+
+
 LEAF = x509.load_der_x509_certificate(PKI.leaf)
 
 
@@ -283,6 +293,8 @@ def test_a_leaf_that_never_expires_is_no_overflow() -> None:
         ({"roots": None}, "no roots"),
         ({"expected": [NonceIs(NONCE)]}, "no expectations; expected .*, got list"),
         ({"expected": None}, "no expectations"),
+        ({"roots": {ROOT}}, "no roots"),
+        ({"links": {}}, "no memory of chains; expected ChainCache, got dict"),
         ({"document": "document"}, "no document; expected bytes, got str"),
         ({"document": None}, "no document"),
     ],

@@ -394,7 +394,10 @@ def test_what_was_accepted_leaves_its_trace(run: Run, files: Files) -> None:
     assert not any("any image" in check["what"] for check in told["checks"])
 
 
-@pytest.mark.parametrize("option", [("--measurements",), ("--signer", "08" * 48)])
+REGISTERS = [word for index in range(3) for word in ("--pcr", f"{index}={'01' * 48}")]
+
+
+@pytest.mark.parametrize("option", [("--measurements",), ("--signer", "08" * 48), tuple(REGISTERS)])
 def test_any_image_does_not_go_with_an_image(run: Run, files: Files, option: tuple[str, ...]) -> None:
     words = [*option, files.measurements] if len(option) == 1 else option
     result = run(files.document, *words, "--root", files.root, "--at", AT, "--any-image")
@@ -416,6 +419,9 @@ def test_a_root_may_be_of_der(run: Run, files: Files) -> None:
 
 
 def test_a_usage_error_is_json_where_json_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["verify", "--no-such", "--", "--json"])
+    assert capsys.readouterr().out == "", "a file's name"
     for words in (["verify", "x", "--no-such", "--json"], ["verify", "--json"], ["nothing", "--json"]):
         with pytest.raises(SystemExit) as ended:
             main(words)

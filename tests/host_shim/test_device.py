@@ -24,7 +24,7 @@ from host_shim.vhost_user.device import LINGER_PART, MAX_RESETS, RECEIVE_BATCH, 
 from host_shim.vhost_user.errors import FaultLog
 from host_shim.vhost_user.loop import Loop
 from host_shim.vhost_user.memory import Memory, Region
-from host_shim.vhost_user.packet import HEADER, HEADER_SIZE, Header
+from host_shim.vhost_user.packet import HEADER, HEADER_SIZE, Address, Header
 from host_shim.vhost_user.virtqueue import MAX_PIECES, Layout, Virtqueue
 
 CID = 4
@@ -297,11 +297,11 @@ def test_a_guest_that_stops_while_it_is_polled_is_asked_for_kicks_when_it_comes_
 
 
 def test_a_guest_whose_resets_wait_is_not_polled(guest: Guest, stream: socket.socket) -> None:
-    send_slowly(guest, stream, 80, turn=8)
-    assert guest.device.lingers
-    for _ in range(QUEUE + MAX_RESETS + 1):  # all buffers, then all the resets that may wait
-        guest.send(packet.RW, 7)
-        guest.device.service()
+    guest.device._resets.extend([Address(3, 9000, 7)] * MAX_RESETS)
+    guest.device._inbox._queue.next = guest.offered & 0xFFFF  # type: ignore[union-attr]  # no buffer is left for them
+    guest.device._lingers = True
+    guest.device.service()
+    assert len(guest.device._resets) == MAX_RESETS
     assert not guest.device.lingers
 
 
@@ -400,14 +400,29 @@ def test_heavy_chains_take_their_turns_like_others(guest: Guest, stream: socket.
     assert stream.recv(20_000, socket.MSG_WAITALL) == b"".join(bytes([number]) * 100 for number in range(200))
 
 
-def test_what_came_before_a_broken_chain_is_passed_on(guest: Guest, stream: socket.socket) -> None:
+@pytest.mark.parametrize("broken", [(PACKETS, 100, WRITE, 0), (SIZE, 100, 0, 0), (PACKETS, 7, INDIRECT, 0)])
+@pytest.mark.parametrize("stops", [False, True], ids=["at work", "as it stops"])
+def test_what_came_before_a_broken_chain_is_passed_on(
+    guest: Guest, stream: socket.socket, broken: tuple[int, int, int, int], stops: bool
+) -> None:
     guest.send(packet.RW, payload=b"before")
     slot = guest.sent % QUEUE
     guest.send(packet.RW, payload=b"broken")
-    struct.pack_into("<QIHH", guest.raw, TRANSMIT + 16 * slot, PACKETS, 100, WRITE, 0)  # a buffer to write to
-    guest.device.service()
+    struct.pack_into("<QIHH", guest.raw, TRANSMIT + 16 * slot, *broken)
+    if stops:
+        guest.device.detach()
+    else:
+        guest.settle()
     assert not guest.device.running
     assert stream.recv(100) == b"before"
+
+
+def test_queues_that_are_served_anew_are_not_polled(guest: Guest, stream: socket.socket) -> None:
+    send_slowly(guest, stream, 60, turn=4)
+    guest.device.detach()
+    guest.device.attach(*guest.queues)
+    send_slowly(guest, stream, 8, turn=4)
+    assert not guest.device.lingers, "what was sent before does not count"
 
 
 def test_ports_run_out_without_harm(guest: Guest) -> None:
