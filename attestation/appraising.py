@@ -60,6 +60,8 @@ def verify_session(evidence: Evidence, policy: Policy, trust: Trust, *, at: date
     if appraisal.verdict is not Verdict.DEBUG and not trust.images:
         raise DebugEvidence(
             "the isolate is not in debug mode, so it has an image, and you trust none",
+            expected="an image that you trust",
+            actual="none",
             hint="--measurements FILE, of your own rebuild or from somebody you trust",
         )
     return appraisal

@@ -46,7 +46,7 @@ def parse_certificate(pem: str) -> bytes:
         raise
     except BaseException as error:  # the library raises six types on hostile certificates (facts, libraries.md 2.1)
         reraise_interrupt(error)
-        raise MalformedInput("certificate: not readable", actual=error) from error
+        raise MalformedInput("certificate: not readable", expected="X.509 in PEM", actual=error) from error
     if len(der) > MAX_DER:
         raise MalformedInput("certificate: too long", expected=f"at most {MAX_DER} bytes", actual=len(der))
     return der
@@ -60,7 +60,7 @@ def check_certificate(certificate: x509.Certificate, *, client: bool = True) -> 
     try:
         certificate.not_valid_before_utc, certificate.not_valid_after_utc  # noqa: B018 -- DER has a year 0
     except ValueError as error:
-        raise MalformedInput("certificate: no time of validity", actual=error) from error
+        raise MalformedInput("certificate: no time of validity", expected="years 1 to 9999", actual=error) from error
     if certificate.subject != certificate.issuer:
         raise MalformedInput(
             "certificate: not self-signed",
@@ -71,15 +71,19 @@ def check_certificate(certificate: x509.Certificate, *, client: bool = True) -> 
         certificate.verify_directly_issued_by(certificate)
     except BaseException as error:
         reraise_interrupt(error)
-        raise MalformedInput("certificate: its own key did not sign it", actual=type(error).__name__) from error
+        raise MalformedInput(
+            "certificate: its own key did not sign it", expected="self-signed", actual=type(error).__name__
+        ) from error
     for extension in certificate.extensions:
         if extension.critical and not isinstance(extension.value, _CRITICAL):
-            raise MalformedInput("certificate: a critical extension", actual=extension.oid.dotted_string)
+            raise MalformedInput(
+                "certificate: a critical extension", expected="none that is unknown", actual=extension.oid.dotted_string
+            )
         _check_extension(extension.value, client=client)
     try:
         certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     except x509.ExtensionNotFound as error:  # OpenSSL then guesses, and takes some for authorities
-        raise MalformedInput("certificate: no basic constraints", expected="CA:FALSE") from error
+        raise MalformedInput("certificate: no basic constraints", expected="CA:FALSE", actual="none") from error
 
 
 def subject_name(der: bytes) -> str:

@@ -62,11 +62,17 @@ def connect(
         context.load_verify_locations(cadata=certificate)  # the only anchor: no system store was loaded
         context.load_cert_chain(identity.certificate_file, identity.key_file, password=_no_passphrase)
     except (OSError, ValueError) as error:
-        raise MalformedInput(f"TLS cannot use the identity {identity.certificate_file}", actual=error) from error
+        raise MalformedInput(
+            f"TLS cannot use the identity {identity.certificate_file}",
+            expected="a certificate and its key",
+            actual=error,
+        ) from error
     connection = _open(endpoint, context, timeout=timeout, identified=True)
     if connection.certificate != certificate:  # cannot be, with this anchor: self-signed and CA:FALSE
         connection.close()
-        raise KeyMismatch("the server's certificate is not the attested one")
+        raise KeyMismatch(
+            "the server's certificate is not the attested one", expected=certificate, actual=connection.certificate
+        )
     return connection
 
 
@@ -103,6 +109,7 @@ def _handshake_error(endpoint: Endpoint, error: OSError) -> VeracruzError:
     if isinstance(error, ssl.SSLCertVerificationError) or reason in ("BAD_SIGNATURE", "WRONG_SIGNATURE_TYPE"):
         return KeyMismatch(
             f"{endpoint} is not the attested isolate: the server holds another key, or only a copy of its certificate",
+            expected="the key of the attested certificate",
             actual=reason,
             hint="the host put another server in between, or started the isolate anew: veracruz attest fetch",
         )
@@ -122,7 +129,9 @@ def _isolate_key(certificate: bytes) -> bytes:
         raise KeyMismatch(f"the server's {error.what}", expected=error.expected, actual=error.actual) from error
     except BaseException as error:  # the library raises six types on hostile certificates
         reraise_interrupt(error)
-        raise KeyMismatch("the server's certificate is not readable", actual=type(error).__name__) from error
+        raise KeyMismatch(
+            "the server's certificate is not readable", expected="X.509 in DER", actual=type(error).__name__
+        ) from error
 
 
 def _no_passphrase() -> str:

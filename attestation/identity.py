@@ -129,7 +129,9 @@ def load_certificate(path: Path) -> bytes:
     except UnicodeDecodeError as error:
         raise MalformedInput(f"{path} is no PEM file", expected="text", actual="binary data") from error
     if "PRIVATE KEY-----" in text:
-        raise MalformedInput(f"{path} is a private key", expected="a certificate", hint="give the .pem, keep the .key")
+        raise MalformedInput(
+            f"{path} is a private key", expected="a certificate", actual="a key", hint="give the .pem, keep the .key"
+        )
     with naming(path):
         return parse_certificate(text)
 
@@ -185,10 +187,13 @@ def _load_key(path: Path) -> bytes:
     """Return the SPKI of the private key in a file; what it was loaded for is to check it before TLS does."""
     raw = read_limited(path, limit=MAX_KEY_PEM, what="key")
     if b"-----BEGIN" not in raw:
-        raise MalformedInput(f"{path} is no PEM file", expected="a private key")
+        raise MalformedInput(f"{path} is no PEM file", expected="a private key", actual=f"{len(raw)} other bytes")
     if b"ENCRYPTED" in raw:
         raise MalformedInput(
-            f"{path} is encrypted", expected="a key without passphrase", hint=f"openssl pkey -in {path} -out PLAIN.key"
+            f"{path} is encrypted",
+            expected="a key without passphrase",
+            actual="one with a passphrase",
+            hint=f"openssl pkey -in {path} -out PLAIN.key",
         )
     try:
         return (
@@ -198,4 +203,6 @@ def _load_key(path: Path) -> bytes:
         )
     except BaseException as error:  # ValueError, TypeError, UnsupportedAlgorithm
         reraise_interrupt(error)
-        raise MalformedInput(f"{path} holds no private key that can be read", actual=type(error).__name__) from error
+        raise MalformedInput(
+            f"{path} holds no private key that can be read", expected="one in PEM", actual=type(error).__name__
+        ) from error

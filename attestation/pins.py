@@ -67,7 +67,10 @@ class PinStore:
             top = read_json(raw, limit=MAX_PIN, what="the pin", refusal=MalformedInput)
             members = top.object("schema", "policy", "certificate", "root", "since")
             if members["schema"].value != SCHEMA or members["policy"].hexadecimal(HASH_SIZE) != policy_hash:
-                raise MalformedInput("the pin is another policy's, or of another schema")
+                raise MalformedInput(
+                    "the pin is another policy's, or of another schema",
+                    expected=f"{SCHEMA} of policy {policy_hash.hex()}", actual=members["policy"].value,
+                )  # fmt: skip
             size = len(members["certificate"].text(most=2 * MAX_DER)) // 2
             certificate = members["certificate"].hexadecimal(size)
             return Pin(certificate, members["root"].hexadecimal(HASH_SIZE), members["since"].text(most=32))

@@ -119,9 +119,9 @@ def read_json(raw: bytes, *, limit: int, what: str, refusal: type[VeracruzError]
             raw.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite
         )
     except _DuplicateKey as error:
-        raise refusal(f"{what} has a duplicate key", actual=error) from error
+        raise refusal(f"{what} has a duplicate key", expected="each key once", actual=error) from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise refusal(f"{what} is no JSON", actual=error) from error
+        raise refusal(f"{what} is no JSON", expected="one JSON text in UTF-8", actual=error) from error
     return Node(value, "", refusal)
 
 

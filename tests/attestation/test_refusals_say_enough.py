@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every refusal of the verifier's modules says what was expected and what came; held on their source."""
+"""Every refusal of evidence or of a caller's input says what was expected and what came; held on the source."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ import attestation
 from attestation import errors
 
 FOLDER = Path(attestation.__file__).parent
-MODULES = (
-    "batch", "binding", "cbor", "chain", "chain_cache", "chain_certificate", "chain_path", "cose", "demands",
-    "document", "evidence_files", "expectations", "files", "input_files", "measurements", "terms", "verifier",
-    "verify_options",
-)  # fmt: skip
+MODULES = sorted(path.stem for path in FOLDER.glob("*.py"))
 REFUSALS = {
     name
     for name, kind in vars(errors).items()
