@@ -36,6 +36,7 @@ def lost(host: Host, name: str) -> None:
     supervisor = ProcessId.of(pid)
     assert supervisor is not None
     supervisor.signal(signal.SIGKILL)
+    assert eventually(lambda: not supervisor.alive)  # a process does not end with the call that kills it
 
 
 def test_describe_tells_all_that_is_known(host: Host) -> None:
