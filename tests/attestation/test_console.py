@@ -20,6 +20,8 @@ from attestation.files import MAX_STREAM, demand_target, hash_limited, read_limi
 from attestation.identity import make_identity
 from host_shim.cli import main
 
+pytestmark = pytest.mark.faults
+
 COMMAND = [sys.executable, "-m", "host_shim.cli"]
 MISSING = ["policy", "check", "/none/policy.json"]
 

@@ -37,6 +37,8 @@ from host_shim.vhost_user.protocol import (
 
 from .fake_driver import GUEST_CID, RING, WRITE, BackendProcess, FakeDriver, booted, pack_message, pack_regions
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture
 def backend(tmp_path: Path) -> Iterator[BackendProcess]:

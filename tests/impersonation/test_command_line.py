@@ -24,6 +24,8 @@ from .cast import PATH, SECRET, Cast, ForgingHost, image_member, where
 from .impostor import Impostor
 from .relay import Deed, Fault, Relay, Way
 
+pytestmark = pytest.mark.faults
+
 StartImpostor = Callable[..., Impostor]
 StartRelay = Callable[..., Relay]
 

@@ -27,6 +27,8 @@ from tests.enclave_image.runtime.household import Isolate
 from .cast import Cast, where
 from .relay import Deed, Fault, Relay, Tape, Way
 
+pytestmark = pytest.mark.faults
+
 StartRelay = Callable[..., Relay]
 
 PATH = "/input/alice/table.bin"
