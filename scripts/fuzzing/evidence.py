@@ -110,6 +110,11 @@ def run_evidence(data: bytes) -> None:
     wanted = [*IMAGE.registers, policy_pcr(POLICY_HASH)]
     if fields["nonce"] != NONCE or fields["public_key"] != PUBLIC_KEY or [pcrs[n] for n in (0, 1, 2, 16)] != wanted:
         raise WrongVerdict("a document was accepted that is not what was expected")
+    leaf, made_at = appraisal.chain[0], appraisal.timestamp
+    if made_at is None or not leaf.not_before <= made_at + CLOCK_LEEWAY or made_at - CLOCK_LEEWAY > leaf.not_after:
+        raise WrongVerdict("a document was accepted that was made when its certificate was not valid")
+    if made_at - CLOCK_LEEWAY > MADE_AT:
+        raise WrongVerdict("a document was accepted that was made after the time given")
     if dict(appraisal.pcrs) != pcrs or (appraisal.module_id, appraisal.user_data) != (
         fields["module_id"],
         fields["user_data"],
